@@ -1,0 +1,345 @@
+"""Typed configuration: dataclasses for the types, YAML for the values, `key=value` for the run at hand.
+
+Contract: `load_config(stage, size, overrides)` is `configs/<stage>/default.yaml`, then the delta
+`configs/<stage>/<size>.yaml`, then the overrides, in this order. The dataclasses hold types and checks and no values,
+so that a value has one home. An unknown key or a wrong type is a `UserError` that names the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from pairvpr_dist.errors import UserError, nearest
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PATCH = 14  # pixels, the side of a DINOv2 patch
+
+
+def _require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{key}={value}: {remedy}")
+
+
+def check_image_size(key: str, size: int) -> None:
+    """An image side in pixels must be a positive multiple of the patch side, 14."""
+    near = max(PATCH, round(size / PATCH) * PATCH)
+    _require(size > 0 and size % PATCH == 0, key, size, f"must be a multiple of {PATCH}; the nearest is {near}")
+
+
+@dataclass
+class ModelConfig:
+    """Shape of `PairVPR`. It travels with every checkpoint and export."""
+
+    encoder: str  # a preset of models/encoder.py: tiny, dinov2_vits14_reg, dinov2_vitb14_reg, ...
+    image_size: int  # pixels, square; a multiple of 14
+    frozen_blocks: int  # this many first encoder blocks, and all below them, are not trained
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+    descriptor_dim: int
+    pair_hidden_dim: int
+
+    def __post_init__(self) -> None:
+        check_image_size("model.image_size", self.image_size)
+        _require(self.decoder_dim % self.decoder_heads == 0, "model.decoder_heads", self.decoder_heads,
+                 f"must divide model.decoder_dim={self.decoder_dim}")
+        _require(self.decoder_dim % 4 == 0, "model.decoder_dim", self.decoder_dim, "must be a multiple of 4")
+
+
+@dataclass
+class InitConfig:
+    """Where weights come from before the first step. Paths only; nothing is ever downloaded."""
+
+    encoder: str | None  # DINOv2 weights of the encoder alone (released .pth or timm safetensors)
+    model: str | None  # a whole model: an export folder or a released Pair-VPR .pth
+
+
+@dataclass
+class AugmentConfig:
+    """Random views. All of it is keyed by (seed, epoch, place, view)."""
+
+    crop_area: list[float]  # share of the image's area kept by the random resized crop; [1, 1] resizes the whole image
+    crop_aspect: list[float]  # aspect ratio range of the crop
+    colour_jitter: float  # brightness, contrast and saturation are each scaled by U(1 - c, 1 + c)
+    rand_augment_ops: int  # operations of RandAugment per image; 0 is off
+
+    def __post_init__(self) -> None:
+        _require(len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1, "data.augment.crop_area",
+                 self.crop_area, "must be two ascending shares in (0, 1]")
+        _require(0 <= self.colour_jitter < 1, "data.augment.colour_jitter", self.colour_jitter, "must lie in [0, 1)")
+
+
+@dataclass
+class DataConfig:
+    """What is read and in which portions."""
+
+    shards: list[str]  # folders written by shards/build.py; every place of all of them once an epoch
+    validation: list[str]  # shard folders of places that are never trained on; empty: no validation
+    places_per_batch: int  # places per step over all ranks together
+    images_per_place: int  # 2 is a pair (stage 1); stage 2 takes 4
+    single_city: bool  # places of one batch come from one city
+    workers: int  # loader processes per rank; 0 reads in the training process
+    augment: AugmentConfig
+
+    def __post_init__(self) -> None:
+        _require(self.places_per_batch > 0, "data.places_per_batch", self.places_per_batch, "must be positive")
+        _require(self.images_per_place >= 2, "data.images_per_place", self.images_per_place, "must be at least 2")
+        _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
+
+
+@dataclass
+class MaskedModellingConfig:
+    """Stage 1: siamese masked image modelling."""
+
+    mask_ratio: float  # exactly int(mask_ratio * patches) patches of the first view are hidden
+
+    def __post_init__(self) -> None:
+        _require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "must lie strictly between 0 and 1")
+
+
+@dataclass
+class PlaceRecognitionConfig:
+    """Stage 2: Multi-Similarity loss of the descriptor plus cross-entropy of the pair score."""
+
+    alpha: float
+    beta: float
+    base: float
+    epsilon: float  # margin of the Multi-Similarity miner
+    pair_loss_weight: float
+    pair_loss_warmup_steps: list[int]  # the weight rises linearly from 0 between these two steps; [0, 0] is at once
+
+    def __post_init__(self) -> None:
+        ramp = self.pair_loss_warmup_steps
+        _require(len(ramp) == 2 and 0 <= ramp[0] <= ramp[1], "objective.pair_loss_warmup_steps", ramp,
+                 "must be two ascending steps")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    lr: float  # peak learning rate, before the scaling by batch
+    lr_reference_batch: int | None  # peak = lr * sqrt(places_per_batch / this); none: lr as it stands
+    schedule: str  # cosine or linear decay after the warm-up
+    final_lr: float  # learning rate at the end, a share of the peak where final_lr_is_share
+    final_lr_is_share: bool
+    decay_steps: int | None  # the decay ends at this step and stays; none: at the last step of the run
+    warmup_epochs: float  # linear rise from 0; may be a fraction
+    betas: list[float]
+    weight_decay: float
+    weight_decay_end: float  # cosine from weight_decay to this
+    layer_decay: float  # learning rate factor per layer, from the heads down; 1 is off
+    patch_embed_lr_scale: float
+    clip_grad_norm: float  # 0 is off
+
+    def __post_init__(self) -> None:
+        _require(self.schedule in ("cosine", "linear"), "optim.schedule", self.schedule, "must be cosine or linear")
+        _require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+
+
+@dataclass
+class TrainConfig:
+    """The run itself."""
+
+    epochs: int
+    max_steps: int | None  # end after this many steps, however many epochs that is; schedules follow
+    zero_stage: int  # DeepSpeed ZeRO: 0, 1, 2 or 3
+    precision: str  # auto (bf16 on GPU, fp32 on CPU), bf16 or fp32
+    log_every: int  # steps between two lines of metrics.jsonl
+    validate_every: int  # steps between two validations; 0: only at the end
+    checkpoint_every: int  # steps between two checkpoints; one is always written at the end
+    keep_checkpoints: int
+    max_skipped_steps: int  # this many non-finite steps in a row end the run
+
+    def __post_init__(self) -> None:
+        _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        _require(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision,
+                 "must be auto, bf16 or fp32")
+        for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
+
+
+@dataclass
+class LaunchConfig:
+    """Processes of this machine."""
+
+    processes: int
+    threads: int | None  # CPU threads per process; none: the cores shared out
+
+
+@dataclass
+class EvalConfig:
+    """Two-stage retrieval and its measurement."""
+
+    model: str  # an export folder or a released .pth
+    data: str  # the data set as it lies on disk
+    protocol: str  # a name of retrieval/protocols
+    top_k: int  # candidates per query that are re-ranked
+    image_size: int | None  # pixels; none: the model's own
+    positive_distance: float  # metres, for protocols by UTM
+    recall_at: list[int]
+    batch_size: int  # images per encoder call
+    pair_batch_size: int  # pairs per decoder call
+    workers: int
+    feature_budget_gib: float  # dense features kept on disk; what is over is computed again when needed
+    precision: str  # auto, bf16 or fp32
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_image_size("eval.image_size", self.image_size)
+        _require(self.top_k > 0, "eval.top_k", self.top_k, "must be positive")
+
+
+@dataclass
+class RunConfig:
+    """What every stage has: its name, its size and the run folder that it writes below."""
+
+    stage: str
+    size: str
+    run: str  # the run folder; a stage writes into <run>/<stage>
+    seed: int
+    launch: LaunchConfig
+
+
+@dataclass
+class Stage1Config(RunConfig):
+    """Siamese masked image modelling on pairs of one place."""
+
+    model: ModelConfig
+    init: InitConfig
+    data: DataConfig
+    objective: MaskedModellingConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+@dataclass
+class Stage2Config(RunConfig):
+    """Descriptor and pair classifier together."""
+
+    model: ModelConfig
+    init: InitConfig
+    data: DataConfig
+    objective: PlaceRecognitionConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+@dataclass
+class EvalRunConfig(RunConfig):
+    """Evaluation of one model on one protocol."""
+
+    eval: EvalConfig
+
+
+TrainingConfig = Stage1Config | Stage2Config
+STAGES: dict[str, type[RunConfig]] = {"stage1": Stage1Config, "stage2": Stage2Config, "eval": EvalRunConfig}
+
+
+def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
+    """The resolved configuration of `stage` at `size` after `overrides` (`key=value`, values in YAML).
+
+    Returns the dataclass of `STAGES[stage]`. Raises `UserError` for an unknown stage, size or key, a wrong type, a
+    missing value or one that its check refuses.
+    """
+    if stage not in STAGES:
+        raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGES)}")
+    sizes = {p.stem for p in (CONFIGS / stage).glob("*.yaml")} - {"default"}
+    if size not in sizes:
+        raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes)}")
+    config = _merge(OmegaConf.structured(STAGES[stage]), OmegaConf.load(CONFIGS / stage / "default.yaml"), f"configs/{stage}/default.yaml")
+    config = _merge(config, OmegaConf.load(CONFIGS / stage / f"{size}.yaml"), f"configs/{stage}/{size}.yaml")
+    config = _merge(config, OmegaConf.create({"stage": stage, "size": size}), "stage and size")
+    for override in overrides:
+        config = _merge(config, parse_override(override, STAGES[stage]), override)
+    return _to_dataclass(config, stage)
+
+
+def config_from_dict(cls: type[Any], values: dict[str, Any], where: str) -> Any:
+    """A configuration dataclass from plain values read from `where` (a checkpoint's or export's JSON)."""
+    return _to_dataclass(_merge(OmegaConf.structured(cls), OmegaConf.create(values), where), where)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, for JSON and YAML."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def parse_override(text: str, cls: type[Any]) -> DictConfig:
+    """`a.b=value` as a tree. A lone value for a list key becomes a list of it, split at commas."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}' is not an override; write key=value, for example train.epochs=10")
+    kind = _field_type(cls, key)
+    if kind is not None and str(kind).startswith("list") and not value.startswith("["):
+        value = f"[{value}]"
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    except Exception as error:  # OmegaConf passes on whatever the YAML parser raises
+        raise UserError(f"{text}: the value is not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration dataclass, leaves only."""
+    keys: list[str] = []
+    for name, kind in _hints(cls).items():
+        keys += known_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [f"{prefix}{name}"]
+    return keys
+
+
+def has_key(stage: str, key: str) -> bool:
+    """Whether the configuration of `stage` knows the dotted key, a leaf or a section."""
+    return any(known == key or known.startswith(f"{key}.") for known in known_keys(STAGES[stage]))
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def _field_type(cls: type[Any], key: str) -> Any:
+    kind: Any = cls
+    for part in key.split("."):
+        kind = _hints(kind).get(part) if is_dataclass(kind) else None
+    return kind
+
+
+def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
+    try:
+        return OmegaConf.merge(config, delta)
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        key = error.full_key or str(error.key)
+        known = known_keys(OmegaConf.get_type(config))
+        raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(key, known)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]} (key {error.full_key})") from None
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    names = list(known)
+    sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
+    section = key.rsplit(".", 1)[0]
+    siblings = [name for name in names if name.startswith(f"{section}.")] if section in sections else names
+    hint = nearest(key, siblings)
+    return hint if hint.startswith("did") else nearest(key, names) if siblings is not names else hint
+
+
+def _to_dataclass(config: Any, where: str) -> Any:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        hints = " ".join(f"{key}=..." for key in missing)
+        raise UserError(f"{where}: no value for {', '.join(missing)}; add {hints}")
+    return OmegaConf.to_object(config)
+

@@ -1,0 +1,32 @@
+"""Mistakes of the user, told in one line.
+
+Contract: whatever a user hands in (a folder, a key, a file) is checked once, at the door; what is wrong is a `UserError`
+whose text names the file or key and the remedy. Programs run under `exit_on_user_error`, which prints it without a
+traceback and exits with status 2. Every other exception is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user handed in; the message is one line naming the thing and the remedy."""
+
+
+def exit_on_user_error(main: Callable[[], None]) -> None:
+    """Run `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown word: the nearest known one, or the list of all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,71 @@
+"""Files that are either whole or not there.
+
+Contract: nothing here leaves a half-written file or folder under its final name, whenever the process dies; an output
+folder that already holds something is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pairvpr_dist.errors import UserError
+
+
+@contextmanager
+def replaced_when_done(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the name `path` when the block ends without an exception."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        with aside.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replaced_when_done(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all, indented, in the order of the keys given."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that a user named; `what` says in the error what it should have been."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it should be {what}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as {what}: {error}") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` to fill; it takes the name `path` when the block ends without an exception.
+
+    Raises `UserError` when `path` already holds something. On an exception the half-filled folder is removed.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: already holds something; name a new folder or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            path.rmdir()
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

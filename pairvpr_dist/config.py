@@ -48,8 +48,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_image_size("model.image_size", self.image_size)
-        _require(self.decoder_dim % self.decoder_heads == 0, "model.decoder_heads", self.decoder_heads,
-                 f"must divide model.decoder_dim={self.decoder_dim}")
+        _require(
+            self.decoder_dim % self.decoder_heads == 0,
+            "model.decoder_heads",
+            self.decoder_heads,
+            f"must divide model.decoder_dim={self.decoder_dim}",
+        )
         _require(self.decoder_dim % 4 == 0, "model.decoder_dim", self.decoder_dim, "must be a multiple of 4")
 
 
@@ -71,8 +75,12 @@ class AugmentConfig:
     rand_augment_ops: int  # operations of RandAugment per image; 0 is off
 
     def __post_init__(self) -> None:
-        _require(len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1, "data.augment.crop_area",
-                 self.crop_area, "must be two ascending shares in (0, 1]")
+        _require(
+            len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1,
+            "data.augment.crop_area",
+            self.crop_area,
+            "must be two ascending shares in (0, 1]",
+        )
         _require(0 <= self.colour_jitter < 1, "data.augment.colour_jitter", self.colour_jitter, "must lie in [0, 1)")
 
 
@@ -117,8 +125,12 @@ class PlaceRecognitionConfig:
 
     def __post_init__(self) -> None:
         ramp = self.pair_loss_warmup_steps
-        _require(len(ramp) == 2 and 0 <= ramp[0] <= ramp[1], "objective.pair_loss_warmup_steps", ramp,
-                 "must be two ascending steps")
+        _require(
+            len(ramp) == 2 and 0 <= ramp[0] <= ramp[1],
+            "objective.pair_loss_warmup_steps",
+            ramp,
+            "must be two ascending steps",
+        )
 
 
 @dataclass
@@ -160,8 +172,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
-        _require(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision,
-                 "must be auto, bf16 or fp32")
+        _require(
+            self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "must be auto, bf16 or fp32"
+        )
         for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
 
@@ -254,7 +267,11 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
     sizes = {p.stem for p in (CONFIGS / stage).glob("*.yaml")} - {"default"}
     if size not in sizes:
         raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes)}")
-    config = _merge(OmegaConf.structured(STAGES[stage]), OmegaConf.load(CONFIGS / stage / "default.yaml"), f"configs/{stage}/default.yaml")
+    config = _merge(
+        OmegaConf.structured(STAGES[stage]),
+        OmegaConf.load(CONFIGS / stage / "default.yaml"),
+        f"configs/{stage}/default.yaml",
+    )
     config = _merge(config, OmegaConf.load(CONFIGS / stage / f"{size}.yaml"), f"configs/{stage}/{size}.yaml")
     config = _merge(config, OmegaConf.create({"stage": stage, "size": size}), "stage and size")
     for override in overrides:
@@ -342,4 +359,3 @@ def _to_dataclass(config: Any, where: str) -> Any:
         hints = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"{where}: no value for {', '.join(missing)}; add {hints}")
     return OmegaConf.to_object(config)
-

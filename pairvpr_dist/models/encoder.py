@@ -1,0 +1,100 @@
+"""The encoder: timm's DINOv2 vision transformer with register tokens, a mask token and frozen first blocks.
+
+Contract: `Encoder(images, mask)` returns the class token and the patch tokens after the final LayerNorm. Hidden
+patches are replaced by the mask token before the position is added, and all tokens run through all blocks. The frozen
+blocks, and all below them, run without graph. Any image size that 14 divides; the position table stays at 37 x 37 and
+is resized per input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from pairvpr_dist.config import PATCH
+from pairvpr_dist.errors import UserError, nearest
+
+TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
+
+
+@dataclass(frozen=True)
+class EncoderPreset:
+    """Width and depth of an encoder, and the timm model that builds it (none: the plain ViT for demo and tests)."""
+
+    timm_name: str | None
+    dim: int
+    depth: int
+    heads: int
+
+
+PRESETS = {
+    "tiny": EncoderPreset(None, 96, 3, 3),
+    "dinov2_vits14_reg": EncoderPreset("vit_small_patch14_reg4_dinov2", 384, 12, 6),
+    "dinov2_vitb14_reg": EncoderPreset("vit_base_patch14_reg4_dinov2", 768, 12, 12),
+    "dinov2_vitl14_reg": EncoderPreset("vit_large_patch14_reg4_dinov2", 1024, 24, 16),
+    "dinov2_vitg14_reg": EncoderPreset("vit_giant_patch14_reg4_dinov2", 1536, 40, 24),
+}
+
+
+def preset(name: str) -> EncoderPreset:
+    """The preset of a configuration's `model.encoder`; `UserError` for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"model.encoder={name}: unknown encoder; {nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def _vision_transformer(shape: EncoderPreset) -> VisionTransformer:
+    if shape.timm_name:
+        return timm.create_model(
+            shape.timm_name, pretrained=False, img_size=TABLE_SIZE, dynamic_img_size=True, num_classes=0
+        )
+    return VisionTransformer(
+        img_size=TABLE_SIZE, patch_size=PATCH, embed_dim=shape.dim, depth=shape.depth, num_heads=shape.heads,
+        init_values=1.0, reg_tokens=4, no_embed_class=True, dynamic_img_size=True, num_classes=0, global_pool="token",
+    )  # fmt: skip
+
+
+class Encoder(nn.Module):
+    """DINOv2 ViT. `frozen_blocks` first blocks, and the embeddings below them, are not trained."""
+
+    def __init__(self, name: str, frozen_blocks: int) -> None:
+        super().__init__()
+        shape = preset(name)
+        if not 0 <= frozen_blocks <= shape.depth:
+            raise UserError(f"model.frozen_blocks={frozen_blocks}: {name} has {shape.depth} blocks")
+        self.dim = shape.dim
+        self.frozen_blocks = frozen_blocks
+        self.vit = _vision_transformer(shape)
+        self.mask_token = nn.Parameter(torch.zeros(1, shape.dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if frozen_blocks:
+            embeddings = [self.mask_token, self.vit.cls_token, self.vit.reg_token, self.vit.pos_embed]
+            frozen = [self.vit.patch_embed, *self.vit.blocks[:frozen_blocks]]
+            for parameter in [*embeddings, *(p for module in frozen for p in module.parameters())]:
+                parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode normalised images.
+
+        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden.
+        Returns the class token (B, C) and the patch tokens (B, N, C).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):
+            tokens = self._embed(images, mask)
+            for block in self.vit.blocks[: self.frozen_blocks]:
+                tokens = block(tokens)
+        for block in self.vit.blocks[self.frozen_blocks :]:
+            tokens = block(tokens)
+        tokens = self.vit.norm(tokens)
+        return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+
+    def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        patches = self.vit.patch_embed(images.to(self.mask_token.dtype))  # (B, rows, columns, C)
+        if mask is not None:
+            hidden = mask.reshape(patches.shape[:3]).unsqueeze(-1)
+            patches = torch.where(hidden, self.mask_token, patches)
+        return self.vit._pos_embed(patches)

@@ -1,0 +1,95 @@
+"""`PairVPR`: encoder, decoder and heads of both stages in one module; the public face of the package.
+
+Contract: parameters are touched only inside the `forward` of the submodule that owns them, so that the methods work
+under ZeRO-3. Exports are `model.safetensors`, `config.json` and a model card, loaded strictly: a missing or unknown
+key is an error that lists it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pairvpr_dist.config import PATCH, ModelConfig, to_dict
+from pairvpr_dist.files import new_folder, write_json, write_text
+from pairvpr_dist.models.card import model_card
+from pairvpr_dist.models.decoder import Decoder
+from pairvpr_dist.models.encoder import Encoder
+from pairvpr_dist.models.weights import load_model_state, read_model_file
+
+
+@dataclass
+class Description:
+    """What `describe` gives for B images."""
+
+    descriptors: Tensor  # (B, D) fp32, L2-normalised
+    dense: Tensor  # (B, N, C) patch tokens
+
+
+class PairVPR(nn.Module):
+    """Place recognition in two steps: a descriptor finds candidates, the decoder scores (query, candidate) pairs."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder, config.frozen_blocks)
+        self.decoder = Decoder(
+            self.encoder.dim, config.decoder_dim, config.decoder_depth, config.decoder_heads, config.image_size // PATCH
+        )
+        self.pixel_head = nn.Linear(config.decoder_dim, 3 * PATCH * PATCH)
+        self.descriptor_head = nn.Linear(self.encoder.dim, config.descriptor_dim)
+        self.pair_head = nn.Sequential(
+            nn.Linear(config.decoder_dim, config.pair_hidden_dim), nn.ReLU(), nn.Linear(config.pair_hidden_dim, 1)
+        )
+
+    def describe(self, images: Tensor) -> Description:
+        """Descriptor and dense features of normalised images (B, 3, H, W)."""
+        class_token, dense = self.encoder(images)
+        return Description(F.normalize(self.descriptor_head(class_token).float(), dim=-1), dense)
+
+    def score_pairs(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits (B,) that x and y show one place, from dense features (B, N, C). Not symmetric: x is updated."""
+        return self.pair_head(self.decoder(x, y, with_class_token=True)[:, 0]).squeeze(-1).float()
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """The pair score (B,) of the paper: both orders summed."""
+        return self.score_pairs(x, y) + self.score_pairs(y, x)
+
+    def reconstruct(self, image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+        """Predict the hidden patches of `image` from the rest of it and from `other` (stage 1).
+
+        image, other: (B, 3, H, W) normalised; mask: (B, N) bool, true = hidden. Returns (B, N, 588) normalised pixels.
+        """
+        _, tokens = self.encoder(torch.cat([image, other]), torch.cat([mask, torch.zeros_like(mask)]))
+        x, y = tokens.chunk(2)
+        return self.pixel_head(self.decoder(x, y, with_class_token=False))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> PairVPR:
+        """Load an export folder, or a Pair-VPR .pth as its authors released it.
+
+        Raises `UserError` when the file is of another kind, or lists the keys that are missing or unknown.
+        """
+        config, state = read_model_file(Path(path))
+        model = cls(config)
+        load_model_state(model, state, Path(path))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
+        """Write an export folder. `facts` (stage, data, licence, metrics, commit) goes into the model card."""
+        state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_export(Path(folder), self.config, state, facts or {})
+
+
+def write_export(folder: Path, config: ModelConfig, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write an export folder from a state that was gathered elsewhere (fp32 tensors on the CPU)."""
+    with new_folder(folder) as aside:
+        save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        write_json(aside / "config.json", {"format": "pairvpr-export/1", "model": to_dict(config), "facts": facts})
+        write_text(aside / "README.md", model_card(config, facts, sum(t.numel() for t in state.values())))

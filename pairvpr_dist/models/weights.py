@@ -1,0 +1,121 @@
+"""Weights in: export folders, released Pair-VPR files, DINOv2 encoders. Files are data: weights-only or safetensors.
+
+Contract: loading is strict. A missing or unknown key, another shape or another architecture is a `UserError` that
+lists it. The one tolerance is the decoder's position table, which is resized bicubically to the model's image size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pairvpr_dist.config import PATCH, ModelConfig, config_from_dict
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json
+from pairvpr_dist.models.patches import resize_positions
+from pairvpr_dist.models.released import encoder_from_released, from_released, is_released
+
+if TYPE_CHECKING:
+    from pairvpr_dist.models.pair_vpr import PairVPR
+
+log = logging.getLogger(__name__)
+STAGE2_HEADS = ("decoder.class_token", "descriptor_head.", "pair_head.")  # a released stage-1 file may lack them
+SHAPE_KEYS = ("encoder", "decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim")
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """A .safetensors or .pth file as a dict, never running code from it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # `args` of the released stage-1 files
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name an export folder, a .safetensors or a .pth file") from None
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def read_model_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and state of an export folder or a released Pair-VPR .pth."""
+    if path.is_dir():
+        content = read_json(path / "config.json", "the config.json of an export folder")
+        if not isinstance(content, dict) or "model" not in content:
+            raise UserError(f"{path / 'config.json'}: no key 'model'; it should be that of an export folder")
+        config = config_from_dict(ModelConfig, content["model"], str(path / "config.json"))
+        return config, read_tensors(path / "model.safetensors")
+    content = read_tensors(path)
+    state = content.get("model", content)
+    if not is_released(state):
+        raise UserError(f"{path}: neither an export folder nor a released Pair-VPR file")
+    return from_released(state, path)
+
+
+def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
+    """Load a whole model strictly; heads that a released stage-1 file lacks keep their initial values, and it is said."""
+    own = model.state_dict()
+    state = dict(state)
+    fresh = [head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state)]
+    for key in own:
+        if key.startswith(tuple(fresh)) and fresh:
+            state[key] = own[key]
+    if fresh:
+        log.warning(
+            "%s has no %s: a stage-1 file; these start from scratch", where, ", ".join(h.strip(".") for h in fresh)
+        )
+    grid = model.config.image_size // PATCH
+    if "decoder.pos_embed" in state:
+        state["decoder.pos_embed"] = resize_positions(state["decoder.pos_embed"], (grid, grid))
+    _load_strictly(model, state, where)
+
+
+def load_pretrained(model: PairVPR, path: Path) -> None:
+    """Start `model` from an export or released file of the same architecture, at any image size."""
+    config, state = read_model_file(path)
+    differing = [
+        f"{key} is {getattr(config, key)}, here {getattr(model.config, key)}"
+        for key in SHAPE_KEYS
+        if getattr(config, key) != getattr(model.config, key)
+    ]
+    if differing:
+        raise UserError(f"{path}: a model of another architecture: {'; '.join(differing)}")
+    load_model_state(model, state, path)
+
+
+def load_encoder(model: PairVPR, path: Path) -> None:
+    """Start the encoder from DINOv2: its released .pth, or timm's safetensors."""
+    state = read_tensors(path)
+    if "register_tokens" in state:
+        ours = encoder_from_released(state, path)
+    else:
+        ours = {f"vit.{key}": value for key, value in state.items() if not key.startswith("head.")}
+        ours.setdefault("mask_token", model.encoder.mask_token.detach())
+        log.warning("%s carries no mask token: it starts from noise", path)
+    _load_strictly(model.encoder, ours, path)
+
+
+def _load_strictly(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unknown = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    faults = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    told = [f"{name}: {', '.join(keys)}" for name, keys in faults if keys]
+    if told:
+        raise UserError(f"{where}: does not fit this model; {'; '.join(told)}")
+    module.load_state_dict(state)

@@ -6,7 +6,8 @@ A shard set is a folder:
     shard-000000.tar    standard WebDataset: one sample is one place (or one part of a large place)
     places.npy          one PLACE record per place       } together the memory-mapped index:
     images.npy          one IMAGE record per photograph  } place -> images -> members -> byte range
-    members.npy         one MEMBER record per file in a tar
+    members.npy         one MEMBER record per stored JPEG
+    dropped.csv         what the importer left out, and why
 
 A sample's files are `KEY.place.json`, then `KEY.000.jpg`, `KEY.001.jpg`, ...; a panorama is its lossless 256-pixel
 columns `KEY.000.t00.jpg`, `KEY.000.t01.jpg`, ... Keys hold no dots. Part p > 0 of a large place has the key
@@ -20,39 +21,56 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+import typing
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pairvpr_dist.errors import UserError
+
 FORMAT = "pairvpr-shards/1"
 COLUMN = 256  # pixels, width of one stored column of a panorama
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_@+=-]{1,120}")
+MANIFEST = "manifest.json"
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_@+=-]{1,120}")  # of a place
+FILE_PATTERN = re.compile(r"[A-Za-z0-9_-]+\.(tar|npy|csv)")  # of a file of the set: a name, never a path
+MEMBER_PATTERN = re.compile(r"([A-Za-z0-9_@+=-]{1,128})\.(place\.json|\d{3}(?:\.t\d{2})?\.jpg)")  # of a file in a tar
+MAX_IMAGES = 1000  # photographs in one sample, so that three digits number them
 
-PLACE = np.dtype([
-    ("stable_id", "<u8"),  # stable_id(data set, key)
-    ("first_image", "<i8"),  # row in images.npy
-    ("images", "<i4"),
-    ("dataset", "<i2"),  # row of Manifest.datasets
-    ("city", "<i4"),  # row of Manifest.cities, -1 unknown
-    ("key", "S120"),
-])
-IMAGE = np.dtype([
-    ("first_member", "<i8"),  # row in members.npy
-    ("members", "<i2"),  # 1, or the number of columns of a panorama
-    ("width", "<i4"),
-    ("height", "<i4"),
-    ("east", "<f8"),  # UTM metres, NaN unknown
-    ("north", "<f8"),
-    ("heading", "<f4"),  # degrees clockwise from north of the image centre, NaN unknown
-    ("time", "<f8"),  # seconds since 1970, NaN unknown
-])
-MEMBER = np.dtype([
-    ("shard", "<i4"),  # row of Manifest.shards
-    ("offset", "<i8"),  # byte where the file's content begins in the tar
-    ("size", "<i4"),
-    ("crc32", "<u4"),
-])
+PLACE = np.dtype(
+    [
+        ("stable_id", "<u8"),  # stable_id(data set, key)
+        ("first_image", "<i8"),  # row in images.npy
+        ("images", "<i4"),
+        ("dataset", "<i2"),  # row of Manifest.datasets
+        ("city", "<i4"),  # row of Manifest.cities, -1 unknown
+        ("key", "S120"),
+    ]
+)
+IMAGE = np.dtype(
+    [
+        ("first_member", "<i8"),  # row in members.npy
+        ("members", "<i2"),  # 1, or the number of columns of a panorama
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("east", "<f8"),  # UTM metres, NaN unknown
+        ("north", "<f8"),
+        ("heading", "<f4"),  # degrees clockwise from north of the image centre, NaN unknown
+        ("time", "<f8"),  # seconds since 1970, NaN unknown
+    ]
+)
+MEMBER = np.dtype(
+    [
+        ("shard", "<i4"),  # row of Manifest.shards
+        ("offset", "<i8"),  # byte where the file's content begins in the tar
+        ("size", "<i4"),
+        ("crc32", "<u4"),
+    ]
+)
+INDEX_DTYPES = {"places.npy": PLACE, "images.npy": IMAGE, "members.npy": MEMBER}
+
 
 @dataclass
 class FileRecord:
@@ -61,6 +79,11 @@ class FileRecord:
     name: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not FILE_PATTERN.fullmatch(self.name):
+            raise ValueError(f"'{self.name}' is not the name of a file of a shard set")
+
 
 @dataclass
 class Manifest:
@@ -78,6 +101,30 @@ class Manifest:
     cities: list[str]
     shards: list[FileRecord]
     index: list[FileRecord]  # places.npy, images.npy, members.npy
+    dropped_list: FileRecord  # dropped.csv
+
+    @classmethod
+    def from_json(cls, values: Any, where: Path) -> Manifest:
+        """The manifest out of parsed JSON read from `where`; `UserError` for another format or a wrong key."""
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{where}: its format is {found!r}, this version reads '{FORMAT}'; rebuild with shards/build.py"
+            )
+        try:
+            manifest: Manifest = _typed(cls, values, "manifest")
+        except ValueError as error:
+            raise UserError(f"{where}: damaged: {error}; rebuild with shards/build.py") from None
+        if [record.name for record in manifest.index] != list(INDEX_DTYPES):
+            raise UserError(
+                f"{where}: damaged: index must list {', '.join(INDEX_DTYPES)}; rebuild with shards/build.py"
+            )
+        return manifest
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """Every file of the set but the manifest itself."""
+        return [*self.index, self.dropped_list, *self.shards]
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -85,10 +132,33 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over the digests of all files, in order."""
+        """sha256 over the digests of index and tars, in order."""
         joined = "\n".join(f"{f.name} {f.sha256}" for f in [*self.index, *self.shards])
         return hashlib.sha256(joined.encode()).hexdigest()
+
 
 def stable_id(dataset: str, key: str) -> int:
     """64-bit name of a place, the same on every machine and in every build."""
     return int.from_bytes(hashlib.blake2b(f"{dataset}\0{key}".encode(), digest_size=8).digest(), "little")
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value`, plain JSON, as `kind` (a dataclass, list, dict, str or int); `ValueError` names the wrong key."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise ValueError(f"{where} must hold the keys {', '.join(hints)}")
+        return kind(**{key: _typed(hint, value[key], key) for key, hint in hints.items()})
+    container, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if not isinstance(value, container):
+        raise ValueError(f"{where} must be {container.__name__}, is {type(value).__name__}")
+    if container is list:
+        return [_typed(inner[0], item, where) for item in value]
+    if container is dict:
+        return {key: _typed(inner[1], item, where) for key, item in value.items()}
+    return value

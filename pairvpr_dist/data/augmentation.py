@@ -1,0 +1,70 @@
+"""Random work on the device: colour, normalisation and masks.
+
+Contract: all draws come from the views' keys in integer arithmetic, so they are the same on CPU and GPU and for any
+number of ranks; pixels agree within float rounding. Nothing here synchronises with the host.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.data.randomness import Purpose, fold, keyed_bits, keyed_uniform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's rgb_to_grayscale
+
+
+class DeviceAugment(nn.Module):
+    """uint8 batches to augmented, normalised float batches.
+
+    Brightness, contrast and saturation of each view are scaled by independent U(1 - c, 1 + c) with c = `colour_jitter`,
+    in this order, clamped after each, with torchvision's definitions of the three.
+    """
+
+    def __init__(self, colour_jitter: float) -> None:
+        super().__init__()
+        self.colour_jitter = colour_jitter
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """ImageNet-normalised float32 (P, V, 3, H, W) on the batch's device."""
+        if self.colour_jitter == 0:
+            return normalise(batch.images)
+        images = batch.images.flatten(0, 1).to(torch.float32) / 255
+        keys = fold(batch.keys.flatten(), Purpose.COLOUR)
+        factors = 1 + self.colour_jitter * (2 * keyed_uniform(keys, 3) - 1)
+        images = jitter(images, *factors[:, :, None, None, None].unbind(1))
+        return _standardise(images).unflatten(0, batch.keys.shape)
+
+
+def jitter(
+    images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor
+) -> torch.Tensor:
+    """Colour jitter of float images (B, 3, H, W) in [0, 1] by factors (B, 1, 1, 1)."""
+    images = (images * brightness).clamp(0, 1)
+    images = torch.lerp(_grey(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp(0, 1)
+    return torch.lerp(_grey(images), images, saturation).clamp(0, 1)
+
+
+def normalise(images_u8: torch.Tensor) -> torch.Tensor:
+    """uint8 (..., 3, H, W) to float32 with ImageNet's mean 0 and deviation 1 per channel."""
+    return _standardise(images_u8.to(torch.float32) / 255)
+
+
+def random_masks(keys: torch.Tensor, patches: int, ratio: float) -> torch.Tensor:
+    """One random mask per key: int64 (B,) -> bool (B, patches), exactly int(ratio * patches) True (hidden) a row."""
+    order = keyed_bits(fold(keys, Purpose.MASK), patches).argsort(dim=1, stable=True)
+    hidden = torch.zeros(order.shape, dtype=torch.bool, device=keys.device)
+    return hidden.scatter_(1, order[:, : int(ratio * patches)], True)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+def _standardise(images: torch.Tensor) -> torch.Tensor:
+    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
+    return (images - mean) / images.new_tensor(IMAGENET_STD)[:, None, None]

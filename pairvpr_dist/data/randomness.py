@@ -1,0 +1,92 @@
+"""Random numbers that belong to a place and not to a process.
+
+Contract: every random choice about a view is a pure function of (seed, epoch, place, view) and of the purpose that it
+serves. A key is a signed 64-bit integer; `fold` hashes a further number into it by the splitmix64 finaliser (Steele,
+Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). The same code runs on NumPy arrays and
+on torch tensors of either device, in wrapping 64-bit integer arithmetic, and gives the same bits everywhere.
+
+Arrays have one dimension at least: NumPy warns about the overflow of scalars, which is wanted here.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Keys = TypeVar("Keys", np.ndarray, torch.Tensor)
+
+
+class Purpose(IntEnum):
+    """Names of independent streams. The values are far from view numbers, so that no stream meets a view's key."""
+
+    SHARDS = int.from_bytes(b"shards", "big")
+    PLACES = int.from_bytes(b"places", "big")
+    BATCHES = int.from_bytes(b"batches", "big")
+    SAMPLE = int.from_bytes(b"sample", "big")
+    CROP = int.from_bytes(b"crop", "big")
+    RAND_AUGMENT = int.from_bytes(b"augment", "big")
+    COLOUR = int.from_bytes(b"colour", "big")
+    MASK = int.from_bytes(b"mask", "big")
+
+
+def _signed(value: int) -> int:
+    """The signed 64-bit integer with the same bits as `value` modulo 2**64."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def mix(keys: Keys) -> Keys:
+    """splitmix64's finaliser, a bijection of 64-bit integers; int64 in, int64 out, any shape but scalar."""
+    # `>>` of a signed integer copies the sign; the mask makes it a logical shift.
+    keys = (keys ^ ((keys >> 30) & (2**34 - 1))) * _MIX_1
+    keys = (keys ^ ((keys >> 27) & (2**37 - 1))) * _MIX_2
+    return keys ^ ((keys >> 31) & (2**33 - 1))
+
+
+def fold(keys: Keys, values: Keys | int) -> Keys:
+    """The keys with a further number hashed in; int64, shapes broadcast."""
+    return mix((keys + _GOLDEN) ^ values)
+
+
+def root_key(seed: int, epoch: int) -> np.ndarray:
+    """The key of an epoch, int64 (1,)."""
+    return fold(fold(np.zeros(1, np.int64), _signed(seed)), _signed(epoch))
+
+
+def place_keys(seed: int, epoch: int, stable_ids: np.ndarray) -> np.ndarray:
+    """One key per place, int64 (n,), from the places' stable ids (uint64 or int64 (n,))."""
+    return fold(root_key(seed, epoch), stable_ids.view(np.int64))
+
+
+def view_keys(seed: int, epoch: int, stable_ids: np.ndarray, views: int) -> np.ndarray:
+    """One key per view, int64 (n, views): the `Batch.keys` of the places."""
+    return fold(place_keys(seed, epoch, stable_ids)[:, None], np.arange(views, dtype=np.int64))
+
+
+def generator(key: np.ndarray, purpose: Purpose) -> np.random.Generator:
+    """NumPy's counter-based generator for one key (int64, one element) and purpose."""
+    return np.random.Generator(np.random.Philox(key=torch_seed(key, purpose)))
+
+
+def torch_seed(key: np.ndarray, purpose: Purpose) -> int:
+    """A seed for `torch.manual_seed` from one key (int64, one element) and purpose; 0 <= seed < 2**64."""
+    return int(fold(key.reshape(1), purpose)[0]) & (2**64 - 1)
+
+
+def keyed_bits(keys: torch.Tensor, n: int) -> torch.Tensor:
+    """n splitmix64 outputs per key: int64 (B,) -> int64 (B, n), on the device of `keys`."""
+    counter = torch.arange(1, n + 1, device=keys.device, dtype=torch.int64)
+    return mix(keys[:, None] + counter * _GOLDEN)
+
+
+def keyed_uniform(keys: torch.Tensor, n: int) -> torch.Tensor:
+    """n numbers of U[0, 1) per key: int64 (B,) -> float32 (B, n), multiples of 2**-24, the same on every device."""
+    return ((keyed_bits(keys, n) >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24

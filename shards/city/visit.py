@@ -1,0 +1,192 @@
+"""A visit: the date, the weather and who is in the street; all that differs between two photographs of one view.
+
+Contract: everything here is a function of (visit seed, street, `Difficulty`), never of the camera: two cameras in one visit see
+the same cars, passers-by, lit windows and light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.city.settings import Difficulty
+from shards.city.textures import Channel, Figure, Floats
+from shards.city.world import KERB, Street
+
+Colour = NDArray[np.float32]  # (3,) or light gains per channel, RGB in [0, 1]
+SIGHT = 60.0  # metres along the street within which figures are drawn
+CAR_LENGTH, CAR_WIDTH = 4.4, 1.8  # metres
+PARKED_AT = KERB - 0.2 - CAR_WIDTH  # metres from the middle to a parked car's side
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Light, weather and traffic of one visit. Gains multiply colours."""
+
+    seed: int
+    time: datetime  # local
+    night: bool
+    snow: bool
+    winter: bool
+    wet: bool
+    sun: tuple[float, float]  # bearing and elevation, degrees
+    ambient: Colour  # light from the whole sky
+    direct: Colour  # light from the sun on a wall facing it
+    lamps: Colour  # light under a street lamp
+    zenith: Colour
+    horizon: Colour  # also the colour of fog
+    clouds: float  # share of the sky covered
+    visibility: float  # metres over which contrast falls to 1/e
+    gain: Colour  # exposure and white balance
+    noise: float
+    tilt: float  # the horizon's shift upwards, a share of the image height
+    busy: float  # 0 empty to 1 busy
+    leaves: Colour
+
+    @property
+    def weather(self) -> str:
+        """A word for it."""
+        names = {"night": self.night, "snow": self.snow, "rain": self.wet, "fog": self.visibility < 100}
+        return next((name for name, is_so in names.items() if is_so), "day")
+
+
+def make_visit(seed: int, difficulty: Difficulty) -> Visit:
+    """The visit of a seed."""
+    rng = np.random.default_rng([seed, 2])
+    night, busy = bool(rng.random() < difficulty.night), rng.random()
+    hour = rng.uniform(20, 24) if night else rng.uniform(8, 18)
+    day = datetime(int(rng.integers(2012, 2025)), 1, 1) + timedelta(days=int(rng.integers(365)))
+    time = day + timedelta(hours=int(hour), minutes=int(hour % 1 * 60))
+    winter = time.month in (12, 1, 2)
+    snow = bool(winter and rng.random() < difficulty.snow)
+    foggy, rain = rng.random() < difficulty.fog, rng.random() < difficulty.rain and not snow
+    season = -np.cos(2 * np.pi * (time.timetuple().tm_yday + 10) / 365)  # -1 at the winter solstice, 1 in summer
+    elevation = max((37 + 23 * season) * np.sin(np.pi * (hour - 6) / 12.5), 4.0)
+    overcast = 1.0 if foggy or rain or snow else rng.random()
+    warm = np.clip((18 - elevation) / 18, 0, 1)  # a low sun is orange
+    sunlight = (1 - 0.9 * overcast) * (np.array([1, 0.95, 0.85]) - warm * np.array([0, 0.15, 0.35]))
+    dull = np.array([0.72, 0.75, 0.8]) * rng.uniform(0.85, 1.1)
+    blue = np.array([0.3, 0.5, 0.85])
+    zenith = blue * (1 - 0.8 * overcast) + dull * 0.8 * overcast
+    autumn = time.month in (10, 11)
+    factor = np.array([0.16, 0.17, 0.24]) if night else np.ones(3)
+    gain = np.exp(rng.normal(0, difficulty.exposure) + np.array([1, 0, 1]) * rng.normal(0, difficulty.white_balance, 3))
+    return Visit(
+        seed=seed, time=time, night=night, snow=snow, winter=winter, wet=bool(rain),
+        sun=(15 * (hour - 12) + 180, elevation),
+        ambient=_colour((0.62 + 0.22 * overcast) * np.array([0.95, 0.98, 1.05]) * factor),
+        direct=_colour(0.0 if night else 0.5 * sunlight), lamps=_colour(np.array([1.0, 0.8, 0.5]) * (0.7 if night else 0)),
+        zenith=_colour(zenith * factor * (0.5 if night else 1)), horizon=_colour((0.5 * zenith + 0.5 * dull) * factor),
+        clouds=float(overcast), visibility=float(rng.uniform(25, 80) if foggy else 600),
+        gain=_colour(gain), noise=difficulty.noise * (2 if night else 1), tilt=float(rng.normal(0, difficulty.tilt)),
+        busy=float(busy), leaves=_colour([0.7, 0.42, 0.12] if autumn else [0.25, 0.42, 0.16]),
+    )  # fmt: skip
+
+
+def _colour(value: object) -> Colour:
+    return np.broadcast_to(np.asarray(value, np.float32), 3)
+
+
+def uniform_at(seed: int, lane: int, slot: NDArray[np.integer]) -> Floats:
+    """A number in [0, 1) for each slot of a lane, a stable hash of (seed, lane, slot): the finaliser of SplitMix64."""
+    start = (seed * 0x9E3779B97F4A7C15 + lane * 0xD1B54A32D192ED03) % 2**64
+    x = slot.astype(np.uint64) * np.uint64(0xA0761D6478BD642F) + np.uint64(start)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Upright quads in a street's frame: cars, passers-by, trees; one row each."""
+
+    left: Floats  # (S, 2) metres, foot of the left edge as seen from the camera, or of either for a car's side
+    right: Floats  # (S, 2)
+    height: Floats  # (S,) metres
+    tile: NDArray[np.int32]  # (S,)
+    palette: Floats  # (S, 8, 3)
+
+
+def figures(visit: Visit, street: Street, difficulty: Difficulty, x: float, y: float) -> Figures:
+    """All that stands in the street within `SIGHT` of the camera at (x, y), turned towards it where it is flat."""
+    quads = [*_cars(visit, street, difficulty, x), *_upright(visit, street, difficulty, x, y)]
+    points = np.array([q[0] for q in quads], np.float32).reshape(-1, 2, 2)
+    return Figures(
+        left=points[:, 0],
+        right=points[:, 1],
+        height=np.array([q[1] for q in quads], np.float32),
+        tile=np.array([q[2] for q in quads], np.int32),
+        palette=np.array([q[3] for q in quads], np.float32).reshape(-1, 8, 3),
+    )
+
+
+Quad = tuple[list[list[float]], float, int, Floats]  # two feet, height, tile, palette
+
+
+def _taken(seed: int, lane: int, x: float, pitch: float, share: float) -> list[tuple[float, int]]:
+    """x and slot number of the taken slots of a lane near x."""
+    slots = np.arange(int((x - SIGHT) // pitch), int((x + SIGHT) // pitch) + 1)
+    taken = slots[uniform_at(seed, lane, slots) < share]
+    shift = uniform_at(seed, lane + 100, taken) * 0.6
+    return [(float((slot + s) * pitch), int(slot)) for slot, s in zip(taken, shift, strict=True)]
+
+
+def _look(seed: int, lane: int, slot: int) -> Floats:
+    """Eight numbers in [0, 1) that tell how the thing in a slot looks."""
+    return uniform_at(seed, lane + 200, slot * 8 + np.arange(8))
+
+
+def _palette(body: object, second: object, trim: object) -> Floats:
+    palette = np.full((8, 3), 0.08, np.float32)
+    palette[Channel.WALL], palette[Channel.WALL2], palette[Channel.TRIM] = body, second, trim
+    palette[Channel.GLASS] = 0.16, 0.18, 0.22
+    return palette
+
+
+def _cars(visit: Visit, street: Street, difficulty: Difficulty, x: float) -> list[Quad]:
+    quads: list[Quad] = []
+    for lane, side in enumerate((1, -1)):
+        for centre, slot in _taken(visit.seed, lane, x, 6.5, difficulty.traffic * 2 * visit.busy):
+            look = _look(visit.seed, lane, slot)
+            van = look[0] < 0.15
+            height, tile = (2.5, Figure.VAN) if van else (1.4 + 0.3 * float(look[1]), Figure.CAR)
+            grey = np.full(3, 0.05 + 0.85 * look[2])
+            palette = _palette(grey if look[3] < 0.6 else 0.1 + 0.7 * look[4:7], 0.1, 0.9)
+            middle = float(street.middle(np.float32(centre)))
+            near, far = middle + side * PARKED_AT, middle + side * (PARKED_AT + CAR_WIDTH)
+            back, front = centre - CAR_LENGTH / 2, centre + CAR_LENGTH / 2
+            quads += [
+                ([[back, near], [front, near]], height, tile, palette),
+                ([[back, far], [front, far]], height, tile + 1, palette),
+            ]
+            quads += [([[end, near], [end, far]], height * 0.6, Figure.END, palette) for end in (back, front)]
+    return quads
+
+
+def _upright(visit: Visit, street: Street, difficulty: Difficulty, x: float, y: float) -> list[Quad]:
+    quads: list[Quad] = []
+    for lane, side in ((10, 1), (11, -1)):
+        for centre, slot in _taken(visit.seed, lane, x, 3.0, difficulty.crowd * 2 * visit.busy):
+            look = _look(visit.seed, lane, slot)
+            foot = centre, street.middle(np.float32(centre)) + side * (KERB + 0.6 + 2.6 * float(look[0]))
+            palette = _palette(0.8 * look[1:4], 0.5 * look[4], [0.75, 0.55, 0.45])
+            quads.append((_facing(foot, 0.35, x, y), 1.6 + 0.25 * float(look[5]), Figure.PERSON, palette))
+    for lane, side in ((20, 1), (21, -1)):
+        for centre, slot in _taken(street.number * 7919, lane, x, 9.0, difficulty.trees):
+            size = float(_look(street.number, lane, slot)[0])
+            foot = centre, street.middle(np.float32(centre)) + side * (KERB + 0.7)
+            leaves = np.full(3, 0.85) if visit.snow else np.full(3, 0.25) if visit.winter else visit.leaves
+            palette = _palette(leaves, 0.7 * leaves, leaves)
+            tile = Figure.BARE_TREE if visit.winter else Figure.TREE
+            quads.append((_facing(foot, 1.2 + 0.8 * size, x, y), 5 + 2.5 * size, tile, palette))
+    return quads
+
+
+def _facing(foot: tuple[float, float], half: float, x: float, y: float) -> list[list[float]]:
+    """Feet of a quad of the given half width at `foot`, turned towards (x, y), left first."""
+    dx, dy = foot[0] - x, foot[1] - y
+    scale = half / max(float(np.hypot(dx, dy)), 0.1)
+    return [[foot[0] + dy * scale, foot[1] - dx * scale], [foot[0] - dy * scale, foot[1] + dx * scale]]

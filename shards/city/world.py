@@ -1,0 +1,232 @@
+"""The city as it stands: streets of buildings, and the places along them.
+
+Contract: a city is a pure function of its seed, its number of places and the `Difficulty`; nothing in it depends on a
+visit. Each street lies in a square of its own and bends gently; its frame has x along the street and y to the right of
+it, both in metres, and maps onto the UTM grid by a turn and a shift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.city import textures
+from shards.city.settings import Difficulty
+from shards.city.textures import FIGURES, TILE, Atlas, Channel, Floats, Painting
+
+HALF_WIDTH = 11.0  # metres from the middle of the street to the facades
+KERB = 7.0  # metres from the middle to the kerb
+SQUARE = 700.0  # metres, side of the square that a street has for itself
+PLACES_PER_STREET = 12
+MARGIN = 30.0  # metres of street before the first and after the last place
+ROWS, BAYS = 10, 8  # bounds of a building: sign and cornice count as rows
+STEP = 0.04  # metres, resolution of the table that maps height to row and texel
+SIGNS = 160  # distinct bays of lettering in a city
+WALL_COLOURS = np.array([
+    [178, 84, 62], [146, 66, 52], [214, 182, 132], [232, 220, 194], [198, 160, 96], [168, 170, 174], [120, 128, 138],
+    [224, 196, 170], [150, 172, 190], [164, 184, 150], [226, 168, 150], [240, 238, 232], [96, 92, 90], [206, 140, 84],
+    [110, 140, 130], [236, 210, 120], [140, 110, 140], [80, 100, 132],
+]) / 255  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Style:
+    """One facade design. `windows`, `grounds` and `cornice` are tiles of the atlas."""
+
+    windows: tuple[int, int]
+    grounds: tuple[int, int, int, int]  # shop, door, small window, garage
+    cornice: int
+    palette: Floats  # (8, 3)
+    bay: float  # metres
+    storey: float
+    ground: float
+    rhythm: int  # every so many bays the other window
+
+
+@dataclass(frozen=True)
+class Walls:
+    """The facades of a street, one row each, in the street's frame; u runs from left to right as seen from the street."""
+
+    start: Floats  # (N, 2) metres, foot of the left edge
+    along: Floats  # (N, 2) metres, from the left to the right edge
+    length: Floats  # (N,) metres
+    bay: Floats  # (N,) metres
+    storey: Floats  # (N,) metres
+    height: Floats  # (N,) metres
+    tiles: NDArray[np.int32]  # (N, ROWS, BAYS) tiles of the atlas
+    rows: NDArray[np.int32]  # (N, steps of STEP) row * TILE + texel at a height
+    palette: Floats  # (N, 8, 3) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Street:
+    """A street: its frame on the UTM grid, its bend, its facades."""
+
+    number: int
+    east: float  # UTM metres of the frame's origin
+    north: float
+    heading: float  # degrees clockwise from north of the x axis
+    length: float
+    bend: tuple[float, float, float]  # amplitude in metres, wave number in 1/m, phase
+    ground: Floats  # (3,) tint of road and pavement
+    walls: Walls
+
+    def middle(self, x: NDArray) -> NDArray:
+        """y of the middle of the street at x."""
+        amplitude, wave, phase = self.bend
+        return amplitude * np.sin(wave * x + phase)
+
+    def to_frame(self, east: float, north: float) -> tuple[float, float]:
+        """(x, y) of a UTM position."""
+        h = np.radians(self.heading)
+        e, n = east - self.east, north - self.north
+        return float(e * np.sin(h) + n * np.cos(h)), float(e * np.cos(h) - n * np.sin(h))
+
+    def to_utm(self, x: float, y: float) -> tuple[float, float]:
+        """(east, north) of a position in the frame."""
+        h = np.radians(self.heading)
+        return float(self.east + x * np.sin(h) + y * np.cos(h)), float(self.north + x * np.cos(h) - y * np.sin(h))
+
+
+def build(seed: int, places: int, difficulty: Difficulty) -> tuple[Atlas, list[Street]]:
+    """The streets of a city and the atlas of their tiles."""
+    rng = np.random.default_rng([seed, 1])
+    paintings: list[Painting] = [figure() for figure in FIGURES]
+    paintings.append(textures.hedge())
+    signs = _extend(paintings, [textures.sign(rng) for _ in range(SIGNS)])
+    banners = _extend(paintings, [textures.banner(rng) for _ in range(SIGNS // 2)])
+    styles = [_style(rng, paintings) for _ in range(difficulty.styles)]
+    origin = np.array([rng.integers(300, 700), rng.integers(5_400, 6_000)]) * 1000.0
+    count = -(-places // PLACES_PER_STREET)
+    side = int(np.ceil(np.sqrt(count)))
+    streets = []
+    for number in range(count):
+        corner = origin + SQUARE * np.array([number % side, number // side])
+        streets.append(_street(rng, number, corner, styles, signs, banners, difficulty.place_spacing))
+    return Atlas(paintings), streets
+
+
+def _extend(paintings: list[Painting], new: list[Painting]) -> list[int]:
+    paintings.extend(new)
+    return list(range(len(paintings) - len(new), len(paintings)))
+
+
+def _style(rng: np.random.Generator, paintings: list[Painting]) -> Style:
+    material = int(rng.integers(5))
+    windows = _extend(paintings, textures.window(rng, material))
+    grounds = _extend(paintings, textures.ground_floor(rng, material))
+    top = _extend(paintings, [textures.cornice(rng)])
+    base = np.clip(WALL_COLOURS[rng.integers(len(WALL_COLOURS))] + rng.normal(0, 0.04, 3), 0.05, 0.98)
+    palette = np.empty((8, 3), np.float32)
+    palette[Channel.WALL] = base
+    second = base * rng.uniform(0.65, 0.9) if rng.random() < 0.7 else WALL_COLOURS[rng.integers(len(WALL_COLOURS))]
+    palette[Channel.WALL2] = second if material == 4 else 0.7 * base + 0.3 * second
+    palette[Channel.TRIM] = np.clip(rng.choice([0.92, 0.8, 0.3, 0.15]) + rng.normal(0, 0.04, 3), 0, 1)
+    palette[Channel.GLASS] = rng.uniform(0.12, 0.35) * np.array([0.9, 1.0, 1.15])
+    palette[Channel.DOOR] = rng.uniform(0.1, 0.6, 3)
+    palette[Channel.ROOF] = rng.uniform(0.2, 0.45) * np.array([1.1, 0.95, 0.9])
+    return Style(
+        (windows[0], windows[1]), (grounds[0], grounds[1], grounds[2], grounds[3]), top[0], palette,
+        bay=rng.uniform(2.2, 4.2), storey=rng.uniform(2.7, 3.6), ground=rng.uniform(2.8, 3.6), rhythm=int(rng.integers(2, 5)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Building:
+    width: float
+    bay: float
+    storey: float
+    edges: NDArray  # (rows + 1,) metres, where rows begin
+    tiles: NDArray  # (ROWS, BAYS)
+    palette: Floats
+
+
+def _building(rng: np.random.Generator, styles: list[Style], signs: list[int], banners: list[int]) -> _Building:
+    style = styles[rng.integers(len(styles))]
+    bays, storeys = int(rng.integers(2, 6)), int(rng.integers(1, 6))
+    palette = style.palette.copy()
+    palette[Channel.SIGN], palette[Channel.GLYPH] = _sign_colours(rng)
+    tiles = np.zeros((ROWS, BAYS), np.int32)
+    if rng.random() < 0.06:  # a gap between houses: garden wall and hedge
+        tiles[:] = len(FIGURES)
+        palette[Channel.ROOF] = 0.2, 0.36, 0.16
+        return _Building(bays * style.bay, style.bay, 2.4, np.array([0, 2.4]), tiles, palette)
+    top = storeys + 2
+    shop = rng.random() < 0.65
+    tiles[0] = style.grounds[0] if shop else rng.choice(style.grounds[1:], BAYS)
+    tiles[0, rng.integers(bays)] = style.grounds[1]
+    tiles[1] = style.windows[0] if not shop else signs[rng.integers(len(signs))]
+    if shop:
+        first, words = rng.integers(bays), rng.choice(signs, BAYS)
+        tiles[1] = np.where(np.arange(BAYS) >= first // 2, words, style.cornice)
+    tiles[2:top] = np.where((np.arange(BAYS) + 1) % style.rhythm == 0, style.windows[1], style.windows[0])
+    if rng.random() < 0.4:
+        tiles[rng.integers(2, top), rng.integers(bays)] = rng.choice(banners)
+    tiles[top] = style.cornice
+    band = 1.3 if shop else 0.0
+    edges = np.cumsum([0, style.ground, band, *[style.storey] * storeys, 0.8])
+    return _Building(bays * style.bay, style.bay, style.storey, edges, tiles, palette)
+
+
+def _sign_colours(rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+    vivid = rng.permutation([rng.uniform(0.6, 1), rng.uniform(0, 1), rng.uniform(0, 0.3)])
+    plain = np.full(3, rng.choice([0.05, 0.95]))
+    return (vivid, plain) if rng.random() < 0.6 else (plain, vivid)
+
+
+def _street(
+    rng: np.random.Generator,
+    number: int,
+    corner: NDArray,
+    styles: list[Style],
+    signs: list[int],
+    banners: list[int],
+    spacing: float,
+) -> Street:
+    heading = rng.uniform(0, 360)
+    length = spacing * (PLACES_PER_STREET - 1) + 2 * MARGIN
+    bend = (rng.uniform(2, 6), rng.uniform(0.008, 0.014), rng.uniform(0, 2 * np.pi))
+    middle = corner + SQUARE / 2
+    forward = np.array([np.sin(np.radians(heading)), np.cos(np.radians(heading))])
+    origin = middle - forward * length / 2
+    buildings: list[_Building] = []
+    corners: list[NDArray] = []
+    for side in (1, -1):
+        x = -5.0
+        while x < length + 5:
+            buildings.append(_building(rng, styles, signs, banners))
+            ends = np.array([x, x := x + buildings[-1].width])
+            points = np.stack([ends, bend[0] * np.sin(bend[1] * ends + bend[2]) + side * HALF_WIDTH], axis=1)
+            corners.append(points[::-side])
+    for x, reach in ((-5.0, 2 * HALF_WIDTH), (length + 5, -2 * HALF_WIDTH)):  # the houses that close the street
+        buildings.append(_building(rng, styles, signs, banners))
+        corners.append(np.array([[x, reach], [x, -reach]]))
+    tint = np.float32(rng.uniform(0.85, 1.1)) * rng.normal(1, 0.03, 3).astype(np.float32)
+    return Street(number, float(origin[0]), float(origin[1]), heading, length, bend, tint, _walls(buildings, corners))
+
+
+def _walls(buildings: list[_Building], corners: list[NDArray]) -> Walls:
+    points = np.array(corners, np.float32)
+    along = points[:, 1] - points[:, 0]
+    length = np.hypot(along[:, 0], along[:, 1])
+    bays = np.minimum(np.maximum(np.rint(length / [b.bay for b in buildings]), 1), BAYS)
+    heights = np.arange(0, 40, STEP)
+    rows = []
+    for building in buildings:
+        edges = building.edges
+        row = np.clip(np.searchsorted(edges, heights, side="right") - 1, 0, len(edges) - 2)
+        share = (heights - edges[row]) / (edges[row + 1] - edges[row])
+        rows.append(row * TILE + np.clip(share * TILE, 0, TILE - 1).astype(int))
+    return Walls(
+        start=points[:, 0],
+        along=along,
+        length=length.astype(np.float32),
+        bay=(length / bays).astype(np.float32),
+        storey=np.array([b.storey for b in buildings], np.float32),
+        height=np.array([b.edges[-1] for b in buildings], np.float32),
+        tiles=np.stack([b.tiles for b in buildings]),
+        rows=np.array(rows, np.int32),
+        palette=np.stack([b.palette for b in buildings]),
+    )

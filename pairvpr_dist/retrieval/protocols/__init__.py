@@ -1,0 +1,24 @@
+"""The registry of evaluation protocols: name -> function (data folder, positive distance in metres) -> `Protocol`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pairvpr_dist.errors import UserError, nearest
+from pairvpr_dist.retrieval.protocols.folder import read_folder
+from pairvpr_dist.retrieval.protocols.protocol import Protocol
+
+__all__ = ["PROTOCOLS", "Protocol", "load_protocol"]
+
+PROTOCOLS: dict[str, Callable[[Path, float], Protocol]] = {"folder": read_folder}
+
+
+def load_protocol(name: str, data: str | Path, positive_distance: float) -> Protocol:
+    """The protocol `name` over the data set at `data`. `UserError` for an unknown name or data that do not fit it."""
+    if name not in PROTOCOLS:
+        raise UserError(f"eval.protocol={name}: unknown protocol; {nearest(name, PROTOCOLS)}")
+    root = Path(data)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the data set with eval.data")
+    return PROTOCOLS[name](root, positive_distance)

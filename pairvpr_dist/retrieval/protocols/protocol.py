@@ -1,0 +1,83 @@
+"""What every protocol gives: images by name, positives by row, and a digest that names the split.
+
+Contract: names are POSIX paths relative to `root`, sorted, so that the digest is the same on every machine and
+changes with any name or positive. Nothing here opens an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pairvpr_dist.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Database, queries and which database images are right for which query."""
+
+    name: str
+    root: Path
+    database: list[str]  # names relative to root
+    queries: list[str]
+    ground_truths: dict[str, list[np.ndarray]]  # name -> per query the ascending rows of its positives; first: primary
+    database_utm: np.ndarray | None = None  # (M, 2) metres east and north, where the protocol knows them
+    query_utm: np.ndarray | None = None  # (Q, 2)
+
+    @property
+    def database_paths(self) -> list[Path]:
+        """Files of the database, in row order."""
+        return [self.root / name for name in self.database]
+
+    @property
+    def query_paths(self) -> list[Path]:
+        """Files of the queries, in row order."""
+        return [self.root / name for name in self.queries]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the names and every ground truth; equal digests, comparable figures."""
+        sha = hashlib.sha256()
+        for title, names in (("database", self.database), ("queries", self.queries)):
+            sha.update(f"{title} {len(names)}\n".encode() + "".join(f"{name}\n" for name in names).encode())
+        for title, positives in self.ground_truths.items():
+            sha.update(f"ground truth {title}\n".encode())
+            sha.update("".join(f"{' '.join(map(str, rows))}\n" for rows in positives).encode())
+        return sha.hexdigest()
+
+    def distance(self, query: int, row: int) -> float | None:
+        """Metres between a query and a database image; None where the protocol knows no positions."""
+        if self.database_utm is None or self.query_utm is None:
+            return None
+        return float(np.hypot(*(self.database_utm[row] - self.query_utm[query])))
+
+
+def list_images(root: Path, folder: str) -> list[str]:
+    """Names, relative to `root`, of all images below `root/folder`, sorted. `UserError` when there are none."""
+    top = root / folder
+    if not top.is_dir():
+        raise UserError(f"{root}: has no folder {folder}/; a data set holds database/ and queries/ with images")
+    found = (path for path in top.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    names = sorted(path.relative_to(root).as_posix() for path in found)
+    if not names:
+        raise UserError(f"{top}: holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
+    return names
+
+
+def require_positives(ground_truths: dict[str, list[np.ndarray]], where: Path, remedy: str) -> None:
+    """A ground truth in which no query has a positive cannot be measured: `UserError`."""
+    for name, positives in ground_truths.items():
+        if not any(len(rows) for rows in positives):
+            raise UserError(f"{where}: no query has a positive by '{name}'; {remedy}")
+
+
+def as_rows(rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Rows of positives in their stored form: ascending int64, each once."""
+    return np.unique(np.asarray(rows, dtype=np.int64))

@@ -1,0 +1,66 @@
+"""The figures of one evaluation: pure functions of candidates, scores and ground truth.
+
+Contract: recall@N is the share, in per cent, of the counted queries with a positive among the first N; a query without
+any positive in a ground truth is not counted there, and the number of such queries is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pairvpr_dist.retrieval.protocols.protocol import Protocol
+
+
+def hits(candidates: np.ndarray, positives: list[np.ndarray]) -> np.ndarray:
+    """Whether each candidate (Q, K) is a positive of its query: bool (Q, K)."""
+    return np.stack([np.isin(rows, right) for rows, right in zip(candidates, positives, strict=True)])
+
+
+def recalls(hit: np.ndarray, recall_at: list[int]) -> dict[str, float]:
+    """Recall@N in per cent from `hit` (Q, K), bool in the order of the ranking."""
+    return {str(n): round(100 * float(hit[:, :n].any(axis=1).mean()), 4) for n in recall_at}
+
+
+def figures(candidates: np.ndarray, reranked: np.ndarray, positives: list[np.ndarray], at: list[int]) -> dict[str, Any]:
+    """All figures of one ground truth, from the candidates' rows (Q, K) by descriptor and by pair score."""
+    counted = np.array([len(rows) > 0 for rows in positives])
+    before, after = (hits(ranking, positives)[counted] for ranking in (candidates, reranked))
+    return {
+        "queries_counted": int(counted.sum()),
+        "queries_without_positives": int((~counted).sum()),
+        "descriptor_recall": recalls(before, at),
+        "reranked_recall": recalls(after, at),
+        "unreachable": int((~before.any(axis=1)).sum()),
+        "won": int((after[:, 0] & ~before[:, 0]).sum()),
+        "lost": int((before[:, 0] & ~after[:, 0]).sum()),
+    }
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The table that a user sees."""
+    at = list(next(iter(results["ground_truths"].values()))["descriptor_recall"])
+    width = max(len(name) for name in results["ground_truths"])
+    head = f"{results['protocol']} ({results['queries']:,} queries, {results['database']:,} database, "
+    head += f"split {results['split'][:8]})  top {results['top_k']}, {results['image_size']} px"
+    lines = [head, " ".join([" " * width, " " * 10, *(f"{'R@' + n:>6}" for n in at)])]
+    for name, figure in results["ground_truths"].items():
+        descriptor, reranked = (
+            " ".join(f"{figure[key][n]:6.1f}" for n in at) for key in ("descriptor_recall", "reranked_recall")
+        )
+        left_out = figure["queries_without_positives"]
+        counted = f"{figure['queries_counted']:,} queries" + (f" ({left_out:,} without positives)" if left_out else "")
+        moved = f"won {figure['won']:,}  lost {figure['lost']:,}  out of reach {figure['unreachable']:,}"
+        lines += [
+            f"{name:<{width}} descriptor {descriptor}   {counted}",
+            f"{'':<{width}} re-ranked  {reranked}   {moved}",
+        ]
+    seconds = results["seconds_per_query"]
+    parts = ", ".join(f"{part} {seconds[part]:.3g}" for part in seconds)
+    return "\n".join([*lines, f"{sum(seconds.values()):.3g} s/query ({parts}) on {results['device']}"])
+
+
+def first_hits(protocol: Protocol, rows: np.ndarray) -> np.ndarray:
+    """Whether the one row (Q,) given to each query is right by the primary ground truth: bool (Q,)."""
+    return hits(rows[:, None], next(iter(protocol.ground_truths.values())))[:, 0]

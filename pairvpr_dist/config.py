@@ -147,6 +147,7 @@ class OptimConfig:
     betas: list[float]
     weight_decay: float
     weight_decay_end: float  # cosine from weight_decay to this
+    decay_all_parameters: bool  # also biases, norms and other 1-D tensors
     layer_decay: float  # learning rate factor per layer, from the heads down; 1 is off
     patch_embed_lr_scale: float
     clip_grad_norm: float  # 0 is off

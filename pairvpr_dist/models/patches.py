@@ -28,9 +28,9 @@ def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def normalised_patches(images: Tensor) -> Tensor:
-    """The target of stage 1: each patch of (B, 3, H, W) less its mean, over its unbiased deviation (MAE, He et al. 2022).
+    """The target of stage 1: patches less their mean, over their unbiased deviation (MAE, He et al. 2022).
 
-    Returns (B, N, 588) in fp32.
+    images: (B, 3, H, W). Returns (B, N, 588) in fp32.
     """
     patches = patchify(images.float())
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -38,7 +38,7 @@ def normalised_patches(images: Tensor) -> Tensor:
 
 
 def sincos_positions(dim: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine table (grid * grid, dim) as in MAE: the first half encodes the column, the second the row."""
+    """Fixed 2-D sine-cosine table (grid * grid, dim) as in MAE: first half the column, second half the row."""
     frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, dim / 2)

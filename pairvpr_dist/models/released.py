@@ -57,7 +57,7 @@ def encoder_from_released(state: dict[str, Tensor], where: Path) -> dict[str, Te
 
 
 def from_released(state: dict[str, Tensor], where: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A released Pair-VPR state to (configuration, our state). Unknown keys keep their names, to be reported as such."""
+    """A released Pair-VPR state to (configuration, our state). Unknown keys keep their names, to be reported so."""
     encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
     ours = {f"encoder.{key}": value for key, value in encoder_from_released(encoder, where).items()}
     for key, value in state.items():

@@ -63,7 +63,7 @@ def read_model_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
-    """Load a whole model strictly; heads that a released stage-1 file lacks keep their initial values, and it is said."""
+    """Load a whole model strictly; heads that a released stage-1 file lacks start from scratch, and it is said."""
     own = model.state_dict()
     state = dict(state)
     fresh = [head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state)]
@@ -80,17 +80,22 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
     _load_strictly(model, state, where)
 
 
-def load_pretrained(model: PairVPR, path: Path) -> None:
-    """Start `model` from an export or released file of the same architecture, at any image size."""
-    config, state = read_model_file(path)
+def check_same_architecture(config: ModelConfig, path: Path) -> dict[str, Tensor]:
+    """The state of an export or released file, once its architecture agrees with `config`; `UserError` if not."""
+    theirs, state = read_model_file(path)
     differing = [
-        f"{key} is {getattr(config, key)}, here {getattr(model.config, key)}"
+        f"{key} is {getattr(theirs, key)}, here {getattr(config, key)}"
         for key in SHAPE_KEYS
-        if getattr(config, key) != getattr(model.config, key)
+        if getattr(theirs, key) != getattr(config, key)
     ]
     if differing:
         raise UserError(f"{path}: a model of another architecture: {'; '.join(differing)}")
-    load_model_state(model, state, path)
+    return state
+
+
+def load_pretrained(model: PairVPR, path: Path) -> None:
+    """Start `model` from an export or released file of the same architecture, at any image size."""
+    load_model_state(model, check_same_architecture(model.config, path), path)
 
 
 def load_encoder(model: PairVPR, path: Path) -> None:

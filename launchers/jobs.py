@@ -1,0 +1,49 @@
+"""What a launcher is asked to run, as configurations. Pure: no processes, no files.
+
+Contract: `jobs("pipeline", ...)` is stage1, stage2 and eval, each taking the other's result by path. An override goes
+to every stage that knows its key; `stage1.KEY=VALUE` goes to that stage alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pairvpr_dist.config import STAGES, has_key, load_config
+from pairvpr_dist.errors import UserError, nearest
+
+PIPELINE = ("stage1", "stage2", "eval")
+STAGE_NAMES = (*PIPELINE, "pipeline")
+
+
+def jobs(stage: str, size: str, overrides: Sequence[str]) -> list[Any]:
+    """The configurations to run one after another. `UserError` for an unknown stage, size or key."""
+    if stage not in STAGE_NAMES:
+        raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGE_NAMES)}")
+    if stage != "pipeline":
+        return [load_config(stage, size, overrides)]
+    routed: dict[str, list[str]] = {name: [] for name in PIPELINE}
+    for override in overrides:
+        for name, text in _route(override).items():
+            routed[name].append(text)
+    stage1 = load_config("stage1", size, routed["stage1"])
+    links = {
+        "stage2": f"init.model={stage1.run}/stage1/export",
+        "eval": f"eval.model={stage1.run}/stage2/export",
+    }
+    return [stage1, *(load_config(name, size, [link, *routed[name]]) for name, link in links.items())]
+
+
+def _route(override: str) -> dict[str, str]:
+    """The stages that an override of a pipeline goes to, with its text there."""
+    prefix, _, rest = override.partition(".")
+    if prefix in PIPELINE:
+        return {prefix: rest}
+    key = override.partition("=")[0]
+    takers = [name for name in PIPELINE if has_key(name, key)]
+    # No stage knows the key: any will say so, with the nearest key that it knows.
+    return {name: override for name in takers or [_closest_stage(key)]}
+
+
+def _closest_stage(key: str) -> str:
+    return "eval" if key.startswith("eval") and "eval" in STAGES else "stage1"

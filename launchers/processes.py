@@ -1,0 +1,43 @@
+"""Training processes on this machine, under torch's elastic agent.
+
+Contract: all processes of a stage end together. A fault that a worker has told in one line stays one line, and the
+exit status is the worker's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pairvpr_dist.config import TrainingConfig
+from pairvpr_dist.errors import UserError
+
+USER_ERROR_STATUS = 2
+
+
+def run_training(config: TrainingConfig, folder: Path) -> None:
+    """Run the workers of one stage to their end; raises `SystemExit(2)` or `UserError` when one fails."""
+    processes = config.launch.processes
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    agent = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=1.0,
+    )  # fmt: skip
+    try:
+        elastic_launch(agent, sys.executable)("-m", "pairvpr_dist.training.worker", str(folder))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == USER_ERROR_STATUS:
+            raise SystemExit(USER_ERROR_STATUS) from None
+        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
+        raise UserError(
+            f"{config.stage}: process {rank} ended with {how} (its own output is above); the same command goes on "
+            f"from the last checkpoint in {folder}"
+        ) from None

@@ -1,0 +1,80 @@
+"""The process group and collectives, with gradient where training needs it.
+
+Contract: everything here also works in a lone process without a process group, as a world of one.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+NO_TIMEOUT = timedelta(days=365)  # a rank may wait for another's data or checkpoint for hours
+
+
+def start() -> torch.device:
+    """Join the process group that the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...) names.
+
+    Returns this process's device: its GPU where there is one (NCCL), else the CPU (gloo).
+    """
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False, timeout=NO_TIMEOUT)
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Rank of this process, 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate (B, ...) of every rank, in rank order, into (world * B, ...).
+
+    The gradient of a row is the sum of what all ranks give it. A loss over the gathered rows, computed alike on every
+    rank, therefore has the exact gradient of the whole batch once ZeRO has averaged over ranks.
+    """
+    if world_size() == 1:
+        return rows
+    return all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=dist.group.WORLD)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Concatenate (B, ...) of every rank, in rank order, without gradient."""
+    if world_size() == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, without gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values

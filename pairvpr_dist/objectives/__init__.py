@@ -1,0 +1,18 @@
+"""Training objectives: a loss over a model. `build_objective` is the one that a stage's configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pairvpr_dist.config import Stage1Config, TrainingConfig
+from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.objectives.base import Objective
+from pairvpr_dist.objectives.masked_modelling import MaskedModelling
+from pairvpr_dist.objectives.place_recognition import PlaceRecognition
+
+
+def build_objective(config: TrainingConfig, model: PairVPR, datasets: Sequence[str]) -> Objective:
+    """The objective of a stage over `model`; `datasets` names what `Batch.datasets` counts."""
+    if isinstance(config, Stage1Config):
+        return MaskedModelling(model, config.objective, config.data.augment, datasets)
+    return PlaceRecognition(model, config.objective, config.data.augment, datasets)

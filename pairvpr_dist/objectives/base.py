@@ -1,0 +1,54 @@
+"""What every training objective is.
+
+Contract: an objective is a module over a `PairVPR`; `forward(batch)` returns this rank's loss and a dict of scalar
+metrics on the device, so that nothing synchronises. Averaging losses over ranks gives the loss of the global batch.
+A metric that no place of the batch contributes to is NaN and is left out of averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.models.pair_vpr import PairVPR
+
+Metrics = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """A loss over a model; `untrained` names the parts that it does not use, which are then frozen."""
+
+    untrained: tuple[str, ...] = ()
+
+    def __init__(self, model: PairVPR, datasets: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.datasets = list(datasets)
+        for name, parameter in model.named_parameters():
+            if name.startswith(self.untrained):
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """Loss (scalar) and metrics (scalars) of one batch at global step `step`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, step: int) -> Metrics:
+        """Scalars of one batch of places that are not trained on."""
+        loss, metrics = self(batch, step)
+        return {"loss": loss} | metrics
+
+    def picture(self, batch: Batch) -> Tensor | None:
+        """A picture (3, H, W) uint8 for people of what the model makes of the batch, where there is one to show."""
+        return None
+
+    def loss_per_dataset(self, losses: Tensor, datasets: Tensor) -> Metrics:
+        """Mean of per-place `losses` (P,) for every data set, by its index (P,); empty with a single data set."""
+        if len(self.datasets) < 2:
+            return {}
+        sums = torch.zeros(len(self.datasets), device=losses.device).index_add_(0, datasets, losses.detach().float())
+        counts = torch.bincount(datasets, minlength=len(self.datasets))
+        return {f"loss/{name}": sums[i] / counts[i] for i, name in enumerate(self.datasets)}

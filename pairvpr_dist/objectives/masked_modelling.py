@@ -1,0 +1,81 @@
+"""Stage 1: siamese masked image modelling (He et al. 2022; Weinzaepfel et al. 2022).
+
+Contract: of each pair, the first view is hidden but for a tenth of its patches and is predicted from the rest of it
+and from the second view. The loss is the mean squared error on hidden patches only, against normalised patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pairvpr_dist.config import PATCH, AugmentConfig, MaskedModellingConfig
+from pairvpr_dist.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, DeviceAugment, random_masks
+from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.models.patches import normalised_patches, patchify, unpatchify
+from pairvpr_dist.objectives.base import Metrics, Objective
+
+PICTURED = 6  # places in a picture
+
+
+class MaskedModelling(Objective):
+    """Reconstruct the hidden part of one view with the help of the other."""
+
+    untrained = ("decoder.class_token", "descriptor_head", "pair_head")
+
+    def __init__(
+        self, model: PairVPR, config: MaskedModellingConfig, augment: AugmentConfig, datasets: Sequence[str]
+    ) -> None:
+        super().__init__(model, datasets)
+        self.mask_ratio = config.mask_ratio
+        self.augment = DeviceAugment(augment.colour_jitter)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """Loss over the hidden patches of the first views; see `Objective`."""
+        image, other, mask = self.views(batch)
+        losses = self.losses(self.model.reconstruct(image, mask, other), image, mask)
+        return losses.mean(), self.loss_per_dataset(losses, batch.datasets)
+
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """First view (P, 3, H, W), second view, and the first view's mask (P, N), true = hidden."""
+        with torch.no_grad():
+            image, other = self.augment(batch).unbind(dim=1)
+        patches = (image.shape[-1] // PATCH) * (image.shape[-2] // PATCH)
+        return image, other, random_masks(batch.keys[:, 0], patches, self.mask_ratio)
+
+    def losses(self, prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error (P,) over each place's hidden patches; all places hide equally many."""
+        errors = (prediction.float() - normalised_patches(image)).square().mean(dim=-1)
+        return (errors * mask).sum(dim=1) / mask.sum(dim=1)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, step: int) -> Metrics:
+        """Loss, and the cross-view gain: loss with another place's second view minus loss with the right one."""
+        image, other, mask = self.views(batch)
+        right = self.losses(self.model.reconstruct(image, mask, other), image, mask).mean()
+        wrong = self.losses(self.model.reconstruct(image, mask, other.roll(1, dims=0)), image, mask).mean()
+        return {"loss": right, "cross_view_gain": wrong - right}
+
+    @torch.no_grad()
+    def picture(self, batch: Batch) -> Tensor:
+        """One row a place: the first view as the model sees it, its prediction, the first view, the second view."""
+        image, other, mask = self.views(batch)
+        predicted = self.model.reconstruct(image, mask, other)
+        image, other, mask, predicted = (t[:PICTURED] for t in (image, other, mask, predicted))
+        patches = patchify(image)
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        hidden = mask.unsqueeze(-1)
+        seen = torch.where(hidden, torch.zeros_like(patches), patches)
+        filled = torch.where(hidden, predicted.float() * variance.sqrt() + mean, patches)
+        grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
+        columns = [unpatchify(seen, grid), unpatchify(filled, grid), image, other]
+        return _to_uint8(torch.cat(columns, dim=-1)).permute(1, 0, 2, 3).flatten(1, 2)
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    """Normalised images (B, 3, H, W) back to uint8."""
+    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

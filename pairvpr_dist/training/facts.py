@@ -1,0 +1,40 @@
+"""What an export says of its making: stage, data, licences, last metrics, versions, commit."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pairvpr_dist.config import TrainingConfig, to_dict
+from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.training.checkpoint import Progress
+
+
+def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Facts for the model card. `lines` are those of metrics.jsonl; the last value of each metric is kept."""
+    manifests = [ShardSet.open(folder).manifest for folder in config.data.shards]
+    metrics = {name: value for line in lines for name, value in line.items()}
+    return {
+        "stage": config.stage,
+        "size": config.size,
+        "steps": progress.step,
+        "data": {name: m.digest[:12] for m in manifests for name in m.datasets},
+        "places": sum(m.places for m in manifests),
+        "licence of the data": "; ".join(sorted({m.licence for m in manifests})),
+        "metrics": {k: v for k, v in metrics.items() if k.startswith(("loss", "validation/"))},
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "timm", "pairvpr_dist")},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else "none",
+        "commit": _commit(),
+        "config": to_dict(config),
+    }
+
+
+def _commit() -> str:
+    """Commit of the code that runs, 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"

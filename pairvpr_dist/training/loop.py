@@ -1,0 +1,175 @@
+"""The training loop: reads top to bottom.
+
+Contract: the state of a run is its weights, its moments and its step; data order, random views, learning rate and
+weight decay are functions of the step. So a run that was stopped and started again does what it would have done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pairvpr_dist import distributed
+from pairvpr_dist.config import TrainingConfig
+from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.data.loader import Batch, EpochLoader
+from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.models.pair_vpr import PairVPR, write_export
+from pairvpr_dist.models.weights import load_encoder, load_pretrained
+from pairvpr_dist.objectives import build_objective
+from pairvpr_dist.training import checkpoint
+from pairvpr_dist.training.checkpoint import Progress
+from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.facts import training_facts
+from pairvpr_dist.training.guards import Guard
+from pairvpr_dist.training.monitor import Monitor, mean_over_ranks, read_lines
+from pairvpr_dist.training.optimizer import set_rates
+from pairvpr_dist.training.schedules import Schedule, make_schedule
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainingConfig, folder: Path) -> None:
+    """Train one stage from its last checkpoint, or from the start, to its export.
+
+    Every rank of a started process group calls. Raises `UserError` when a guard ends the run.
+    """
+    loader = EpochLoader(config.data, config.model.image_size, config.seed, rank(), world_size())
+    schedule = make_schedule(config, loader.steps_per_epoch)
+    engine, progress = start_or_resume(config, folder, loader.datasets)
+    monitor = Monitor(folder, config.stage, progress.step, schedule.total_steps, config.data.places_per_batch)
+    guard = Guard(folder, config.train.max_skipped_steps)
+    started = time.perf_counter() - progress.seconds
+
+    for batch, waited in timed(batches(loader, progress.step, schedule.total_steps)):
+        set_rates(engine.groups, schedule, progress.step)
+        loss, metrics = engine.forward(batch.to(engine.device), progress.step)
+        applied = engine.step(loss)
+        progress = Progress(progress.step + 1, progress.skipped_steps + (not applied), time.perf_counter() - started)
+        guard.check_update(progress.step, applied)
+        monitor.record({"loss": loss, **metrics}, waited)
+
+        at_end = progress.step == schedule.total_steps
+        if at_end or progress.step % config.train.log_every == 0:
+            line = monitor.write_window(progress.step, facts_of_step(engine, loader, schedule, progress))
+            guard.check_loss(progress.step, line["loss"])
+        with monitor.paused():
+            if config.data.validation and (at_end or is_due(progress.step, config.train.validate_every)):
+                validate(config, engine, monitor, progress.step)
+            if at_end or is_due(progress.step, config.train.checkpoint_every):
+                save(config, engine, folder, progress)
+
+    monitor.close()
+    export(config, engine, folder, progress)
+    distributed.barrier()
+
+
+def start_or_resume(config: TrainingConfig, folder: Path, datasets: Sequence[str]) -> tuple[Engine, Progress]:
+    """The engine as the newest checkpoint left it, or before the first step."""
+    model = initial_model(config)
+    objective = build_objective(config, model, datasets)
+    resumed = checkpoint.load_latest(folder / "checkpoints")
+    if resumed is None:
+        return Engine(objective, config), Progress(step=0, skipped_steps=0, seconds=0.0)
+    state, progress = resumed
+    if rank() == 0:
+        log.info("going on from step %d of %s", progress.step, folder)
+    model.load_state_dict(state.model)
+    engine = Engine(objective, config)
+    engine.load_full_state(state)
+    return engine, progress
+
+
+def initial_model(config: TrainingConfig) -> PairVPR:
+    """The model before the first step, the same on every rank; says loudly what starts from scratch."""
+    torch.manual_seed(config.seed)
+    model = PairVPR(config.model)
+    if config.init.encoder:
+        load_encoder(model, Path(config.init.encoder))
+    if config.init.model:
+        load_pretrained(model, Path(config.init.model))
+    elif rank() == 0:
+        what = "decoder starts" if config.init.encoder else "encoder and the decoder start"
+        log.warning("the %s from scratch: no init.model, init.encoder=%s", what, config.init.encoder)
+    return model
+
+
+def batches(loader: EpochLoader, first_step: int, total_steps: int) -> Iterator[Batch]:
+    """This rank's batches of steps `first_step` to `total_steps`, over as many epochs as that takes."""
+    step = first_step
+    while step < total_steps:
+        epoch, inside = divmod(step, loader.steps_per_epoch)
+        for batch in itertools.islice(loader.epoch(epoch, inside), total_steps - step):
+            yield batch
+            step += 1
+
+
+def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that were spent waiting for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(stream, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens `every` so many steps (0: never) happens after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progress: Progress) -> dict[str, float]:
+    """What a line of the log says beside the losses."""
+    last = progress.step - 1
+    return {
+        "epoch": last // loader.steps_per_epoch,
+        "lr": schedule.lr_at(last),
+        "weight_decay": schedule.weight_decay_at(last),
+        "grad_norm": engine.gradient_norm(),
+        "skipped_steps": progress.skipped_steps,
+        "bad_members": len(loader.bad_members),
+    }
+
+
+@torch.no_grad()
+def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int) -> None:
+    """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
+    loader = validation_loader(config, rank(), world_size())
+    window = []
+    for i, batch in enumerate(loader.epoch(0)):
+        batch = batch.to(engine.device)
+        window.append(engine.objective.validate(batch, step))
+        if i == 0 and (picture := engine.objective.picture(batch)) is not None:
+            monitor.show(step, picture)
+    monitor.write(step, {f"validation/{name}": value for name, value in mean_over_ranks(window).items()})
+
+
+def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:
+    """The loader of `data.validation`, in batches no larger than there are places."""
+    sizes = [len(ShardSet.open(folder).places) for folder in config.data.validation]
+    batch = min(config.data.places_per_batch, sum(sizes) // world * world)
+    data = replace(config.data, shards=config.data.validation, places_per_batch=batch, single_city=False)
+    return EpochLoader(data, config.model.image_size, config.seed, rank, world)
+
+
+def save(config: TrainingConfig, engine: Engine, folder: Path, progress: Progress) -> None:
+    """Write a checkpoint; every rank must call, rank 0 writes, all go on when it is whole."""
+    state = engine.full_state()
+    if state is not None:
+        checkpoint.save(folder / "checkpoints", state, progress, config, config.train.keep_checkpoints)
+    distributed.barrier()
+
+
+def export(config: TrainingConfig, engine: Engine, folder: Path, progress: Progress) -> None:
+    """Write the finished model; every rank must call."""
+    state = engine.full_state()
+    if state is not None:
+        facts = training_facts(config, progress, read_lines(folder / "metrics.jsonl"))
+        write_export(folder / "export", config.model, state.model, facts)

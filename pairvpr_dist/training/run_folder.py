@@ -1,0 +1,102 @@
+"""The folder of one stage of one run, and all that is checked before processes start.
+
+    <run>/<stage>/config.yaml      the resolved configuration
+                  checkpoints/     see checkpoint.py
+                  metrics.jsonl, tensorboard/, reconstructions/
+                  export/          the finished model; there only when the stage has ended
+
+Contract: the same command on the same folder goes on where the run was. Another run's folder is refused with the keys
+that differ; keys that do not change the result (processes, ZeRO stage, workers, logging) may.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from pairvpr_dist.config import STAGES, Stage1Config, Stage2Config, TrainingConfig, config_from_dict, to_dict, to_yaml
+from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.data.loader import EpochLoader
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import write_text
+from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.models.weights import check_same_architecture, read_tensors
+
+FREE_KEYS = {"data.workers", "train.zero_stage", "train.log_every", "train.validate_every", "train.checkpoint_every",
+             "train.keep_checkpoints", "train.max_skipped_steps", "run"}  # fmt: skip
+
+
+def stage_folder(config: TrainingConfig) -> Path:
+    """Where a stage of a run writes."""
+    return Path(config.run) / config.stage
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the stage has written its model."""
+    return (folder / "export" / "config.json").exists()
+
+
+def open_folder(config: TrainingConfig) -> Path:
+    """Check everything that a user handed in, then make or go on with the stage's folder. `UserError` on any fault."""
+    check(config)
+    folder = stage_folder(config)
+    written = folder / "config.yaml"
+    if written.exists():
+        differing = _differences(to_dict(read_config(folder)), to_dict(config))
+        if differing:
+            raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds something else than a run; name another run=...")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(written, to_yaml(config))
+    return folder
+
+
+def read_config(folder: Path) -> TrainingConfig:
+    """The configuration in a stage's folder."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; it should be a run's configuration")
+    values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return config_from_dict(STAGES[values["stage"]], values, str(path))
+
+
+def check(config: Stage1Config | Stage2Config) -> None:
+    """Everything that can be known to fail before the first step, from the shards to the compiler."""
+    for folder in config.data.validation:
+        ShardSet.open(folder)
+    for r in range(config.launch.processes):
+        EpochLoader(config.data, config.model.image_size, config.seed, r, config.launch.processes)
+    if config.stage == "stage2" and config.data.places_per_batch // config.launch.processes < 2:
+        raise UserError(
+            f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "
+            f"to find negatives, and launch.processes={config.launch.processes}"
+        )
+    with torch.device("meta"):
+        model = PairVPR(config.model)
+    if config.init.model:
+        check_same_architecture(model.config, Path(config.init.model))
+    if config.init.encoder:
+        read_tensors(Path(config.init.encoder))
+    if not torch.cuda.is_available() and not shutil.which("g++"):
+        raise UserError("no g++ on this machine: DeepSpeed compiles its CPU communication at first use; install g++")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    return [
+        f"{key}: {flat_old.get(key)}, now {flat_new.get(key)}"
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if key not in FREE_KEYS and not key.startswith("launch.") and flat_old.get(key) != flat_new.get(key)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,33 @@
+"""One process of a training job: `python -m pairvpr_dist.training.worker FOLDER`, started by a launcher.
+
+Contract: everything it needs is the stage's folder, made by `run_folder.open_folder`, and the launcher's environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from pairvpr_dist import distributed
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.training.loop import train
+from pairvpr_dist.training.run_folder import read_config
+
+
+def main() -> None:
+    """Train; a `UserError` is told once, by rank 0, and ends the process with status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    folder = Path(sys.argv[1])
+    distributed.start()
+    try:
+        train(read_config(folder), folder)
+    except UserError as error:
+        if distributed.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """All shard sets of a run as one table of places.
 
-Contract: reads the indexes only. Rows number the places that have enough images, set after set in the order of the
-folders; places with fewer are counted in `left_out`. A place is known to the outside by its stable id, so a place that
-comes twice is an error.
+Contract: reads the indexes only. Rows number the places that have enough images to draw views from, set after set in
+the order of the folders; the others are counted in `left_out`. A place is known to the outside by its stable id, so a
+place that comes twice is an error.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.plan import PlaceTable
+from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.errors import UserError
 
 
 class Corpus:
-    """Places with at least `images_per_place` images of the shard sets in `folders`.
+    """Places of the shard sets in `folders` with at least `images_per_place` photographs, or as many panoramas.
 
     sets: the opened sets; datasets: names of the data sets over all of them; table: what the plan needs, n rows;
     dataset: int64 (n,), rows of `datasets`.
@@ -28,7 +29,7 @@ class Corpus:
             raise UserError("data.shards=[]: name at least one folder written by shards/build.py")
         self.sets = [ShardSet.open(folder) for folder in folders]
         self.datasets = list(dict.fromkeys(name for one in self.sets for name in one.manifest.datasets))
-        self._place = [np.flatnonzero(one.places["images"] >= images_per_place) for one in self.sets]
+        self._place = [np.flatnonzero(_images_to_draw(one) >= images_per_place) for one in self.sets]
         self._first_row = np.cumsum([0, *map(len, self._place)])
         self.left_out = sum(len(one.places) for one in self.sets) - int(self._first_row[-1])
         self.table = PlaceTable(
@@ -87,3 +88,14 @@ class Corpus:
             a, b = self._by_id[twice[0]], self._by_id[twice[0] + 1]
             where = " and ".join(str(self.locate(int(row))[0].folder) for row in (a, b))
             raise UserError(f"data.shards: place {self._name_of_row(int(a))} is in {where}; name every place once")
+
+
+def _images_to_draw(shard_set: ShardSet) -> np.ndarray:
+    """How many views of each place can be drawn, int64 (places,): see `sampling.choose_views`."""
+    first = shard_set.places["first_image"]
+    last = first + shard_set.places["images"]
+    counts = []
+    for usable in (is_photograph(shard_set.images), is_aimable(shard_set.images)):
+        before = np.concatenate([[0], np.cumsum(usable)])
+        counts.append(before[last] - before[first])
+    return np.maximum(*counts)

@@ -28,21 +28,36 @@ class View:
     first_column: int | None  # pixel column where the crop of the panorama begins; None: the whole photograph
 
 
+def is_photograph(images: np.ndarray) -> np.ndarray:
+    """Which IMAGE records are photographs: bool, the shape of `images`."""
+    return images["members"] == 1
+
+
+def is_aimable(images: np.ndarray) -> np.ndarray:
+    """Which IMAGE records are panoramas whose position and heading are known: bool, the shape of `images`."""
+    return (images["members"] > 1) & np.isfinite(images["east"] + images["north"] + images["heading"])
+
+
 def choose_views(images: np.ndarray, views: int, generator: np.random.Generator) -> list[View]:
-    """Draw `views` distinct images of a place with at least as many; `images`: its IMAGE records (n,)."""
-    if images["members"][0] > 1:
-        return _panorama_views(images, views, generator)
-    return [View(int(row), None) for row in generator.choice(len(images), size=views, replace=False)]
+    """Draw `views` distinct images of a place; `images`: its IMAGE records (n,).
+
+    Photographs where the place has enough of them, else aimable panoramas, of which it then has enough.
+    """
+    photographs = np.flatnonzero(is_photograph(images))
+    if len(photographs) >= views:
+        return [View(int(row), None) for row in generator.choice(photographs, size=views, replace=False)]
+    return _panorama_views(images, np.flatnonzero(is_aimable(images)), views, generator)
 
 
-def _panorama_views(images: np.ndarray, views: int, generator: np.random.Generator) -> list[View]:
-    positions = np.stack([images["east"], images["north"]], axis=1)
+def _panorama_views(images: np.ndarray, rows: np.ndarray, views: int, generator: np.random.Generator) -> list[View]:
+    """Draw from the panoramas at `rows` of the images."""
+    positions = np.stack([images["east"][rows], images["north"][rows]], axis=1)
     focal = focal_point(positions, theta=generator.uniform(0.0, 360.0), distance=generator.uniform(*FOCAL_DISTANCE))
     bearings = bearing(positions, focal)
-    chosen = [int(generator.integers(len(images)))]
+    chosen = [int(generator.integers(len(rows)))]
     while len(chosen) < views:
         chosen.append(_draw_partner(bearings, chosen, generator))
-    return [View(row, _aim(images[row], float(bearings[row]))) for row in chosen]
+    return [View(int(rows[i]), _aim(images[rows[i]], float(bearings[i]))) for i in chosen]
 
 
 def _draw_partner(bearings: np.ndarray, chosen: list[int], generator: np.random.Generator) -> int:

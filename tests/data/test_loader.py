@@ -1,0 +1,284 @@
+import hashlib
+import logging
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_shards import BuildShards, panorama_place, photo_place
+
+from pairvpr_dist.config import AugmentConfig, DataConfig
+from pairvpr_dist.data.decoding import Box, resize
+from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.data.loader import BAD_PLACES_ALLOWED, Batch, EpochLoader, _reset_signals
+from pairvpr_dist.data.randomness import view_keys
+from pairvpr_dist.data.shard_format import stable_id
+from pairvpr_dist.errors import UserError
+
+GLOBAL = 6  # places per batch, shared by 1, 2 and 3 ranks
+SIZE = 28
+
+
+@pytest.fixture(scope="module")
+def mixture(build_shards: BuildShards) -> list[str]:
+    """Two sets: photographs of two cities, some places with one image; panoramas of a third city."""
+    photos = [photo_place(i, images=1 if i % 10 == 9 else 2 + i % 4, city=("Lund", "Oslo")[i % 2]) for i in range(40)]
+    panoramas = [panorama_place(i, images=4) for i in range(13)]
+    return [build_shards(photos), build_shards(panoramas, shard_bytes=200_000)]
+
+
+def data_config(shards: list[str], single_city: bool = False, views: int = 2, workers: int = 0) -> DataConfig:
+    augment = AugmentConfig(crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=1)
+    return DataConfig(shards, [], GLOBAL, views, single_city, workers, augment)
+
+
+def loader(config: DataConfig, rank: int = 0, world: int = 1, seed: int = 7) -> EpochLoader:
+    return EpochLoader(config, SIZE, seed, rank, world)
+
+
+def digests(batches: Iterable[Batch]) -> list[str]:
+    """One digest of all bytes of each batch."""
+    tensors = ([batch.images, batch.keys, batch.places, batch.datasets] for batch in batches)
+    return [hashlib.sha256(b"".join(t.numpy().tobytes() for t in group)).hexdigest() for group in tensors]
+
+
+def global_batches(config: DataConfig, world: int, epoch: int, first_step: int = 0) -> list[Batch]:
+    """Batches of all ranks, one rank after another in each."""
+    parts = [list(loader(config, rank, world).epoch(epoch, first_step)) for rank in range(world)]
+    names = ("images", "keys", "places", "datasets")
+    return [
+        Batch(*(torch.cat([getattr(b, name) for b in step]) for name in names)) for step in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("single_city", [False, True])
+def test_same_global_batches_for_any_number_of_ranks(mixture: list[str], single_city: bool) -> None:
+    config = data_config(mixture, single_city)
+    expected = digests(loader(config).epoch(3))
+    assert len(expected) == loader(config).steps_per_epoch == (7 if single_city else 8)
+    for world in (1, 2, 3):
+        assert digests(global_batches(config, world, 3)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 4])
+def test_same_batches_for_any_number_of_workers(mixture: list[str], workers: int) -> None:
+    for world in (1, 2):
+        expected = digests(global_batches(data_config(mixture), world, 3))
+        assert digests(global_batches(data_config(mixture, workers=workers), world, 3)) == expected
+
+
+def test_batches_do_not_depend_on_other_generators(mixture: list[str]) -> None:
+    torch.manual_seed(0)
+    first = digests(loader(data_config(mixture)).epoch(0))
+    state = torch.get_rng_state()
+    np.random.seed(5)
+    torch.manual_seed(9)
+    assert digests(loader(data_config(mixture)).epoch(0)) == first
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_resume_at_any_step_is_the_tail_of_the_epoch(mixture: list[str]) -> None:
+    config = data_config(mixture)
+    expected = digests(loader(config).epoch(2))
+    one = loader(config)
+    for step in (1, 4, 7, 8):
+        assert digests(one.epoch(2, first_step=step)) == expected[step:]
+    assert digests(global_batches(config, 2, 2, first_step=5)) == expected[5:]
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next(mixture: list[str]) -> None:
+    one = loader(data_config(mixture, workers=1))
+    expected = digests(loader(data_config(mixture)).epoch(1))
+    next(one.epoch(0))
+    assert digests(one.epoch(1)) == expected
+
+
+def test_epochs_and_seeds_differ(mixture: list[str]) -> None:
+    config = data_config(mixture)
+    runs = [digests(loader(config, seed=s).epoch(e)) for s, e in ((7, 0), (7, 1), (8, 0))]
+    assert len({digest for run in runs for digest in run}) == sum(map(len, runs))
+
+
+def test_batch_and_its_keys(mixture: list[str]) -> None:
+    config = data_config(mixture)
+    one = loader(config)
+    assert (one.places, one.left_out, one.datasets) == (36 + 13, 4, ["photos", "panoramas"])
+    seen = []
+    for batch in one.epoch(4):
+        assert batch.images.shape == (GLOBAL, 2, 3, SIZE, SIZE)
+        assert batch.images.dtype == torch.uint8
+        assert np.array_equal(batch.keys.numpy(), view_keys(7, 4, batch.places.numpy(), 2))
+        for name, label, dataset in zip(one.place_names(batch), batch.places, batch.datasets, strict=True):
+            assert stable_id(*name.split("/")) == int(label) & (2**64 - 1)
+            assert name.split("/")[0] == one.datasets[int(dataset)]
+            seen.append(name)
+        assert (batch.images[:, 0] != batch.images[:, 1]).flatten(1).any(dim=1).all()
+    assert len(set(seen)) == len(seen) == 48
+    moved = batch.to("cpu")
+    assert torch.equal(moved.images, batch.images)
+
+
+def test_views_depend_on_seed_epoch_and_place_alone(mixture: list[str]) -> None:
+    """The same place looks the same in another mixture, batch size and position."""
+
+    def views(config: DataConfig) -> dict[int, bytes]:
+        batches = list(loader(config).epoch(3))
+        return {int(p): image.numpy().tobytes() for b in batches for p, image in zip(b.places, b.images, strict=True)}
+
+    mixed, alone = views(data_config(mixture)), views(data_config(mixture[1:]))
+    shared = mixed.keys() & alone.keys()
+    assert len(shared) >= 11
+    assert all(mixed[place] == alone[place] for place in shared)
+
+
+def test_single_city_batches_have_one_city(mixture: list[str]) -> None:
+    one = loader(data_config(mixture, single_city=True))
+    cities = set()
+    for batch in one.epoch(0):
+        names = one.place_names(batch)
+        city = {"street" if name.startswith("pano") else ("Lund", "Oslo")[int(name[-3:]) % 2] for name in names}
+        assert len(city) == 1
+        cities |= city
+    assert cities == {"street", "Lund", "Oslo"}
+
+
+def test_a_panorama_view_is_the_crop_of_the_whole(build_shards: BuildShards) -> None:
+    """Wherever the crop begins, also across the seam, it is cut from the panorama as drawn."""
+    config = data_config([build_shards([panorama_place(i, images=4) for i in range(GLOBAL)])])
+    config.augment = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=[1, 1], colour_jitter=0.0, rand_augment_ops=0)
+    one = loader(config)
+    lefts = set()
+    for epoch in range(4):
+        batch = next(one.epoch(epoch))
+        for name, views in zip(one.place_names(batch), batch.images, strict=True):
+            crops = all_crops(int(name[-3:]))
+            for view in views:
+                distance = (crops - view.float()).abs().mean(dim=(1, 2, 3))
+                assert distance.min() < 2
+                lefts.add(int(distance.argmin()) % 832)
+    assert any(left > 832 - 128 for left in lefts)  # some wrap
+
+
+@cache
+def all_crops(place: int) -> torch.Tensor:
+    """Every wrapping square crop of the place's panoramas as drawn, (4 * 832, 3, SIZE, SIZE)."""
+    crops = []
+    for image in panorama_place(place, images=4).images:
+        assert callable(image.source)
+        pixels = image.source()
+        doubled = np.concatenate([pixels, pixels[:, :128]], axis=1)
+        crops += [resize(doubled, Box(left, 0, 128, 128), SIZE) for left in range(832)]
+    return torch.stack(crops).float()
+
+
+def damage(folder: str, target: str, places: set[str]) -> str:
+    """A copy of a shard set where one byte in an image of each of the places differs."""
+    Path(target).mkdir()
+    for file in Path(folder).iterdir():
+        Path(target, file.name).write_bytes(file.read_bytes())
+    shards = ShardSet.open(target)
+    for row, key in enumerate(shards.places["key"]):
+        if key.decode() in places:
+            images = shards.places[row]["first_image"] + np.arange(shards.places[row]["images"])
+            for member in shards.members[shards.images["first_member"][images]]:
+                tar = shards.shard_path(int(member["shard"]))
+                content = bytearray(tar.read_bytes())
+                content[int(member["offset"]) + int(member["size"]) // 2] ^= 0xFF
+                tar.write_bytes(content)
+    return target
+
+
+def test_a_bad_place_is_replaced_the_same_for_all(
+    mixture: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = list(loader(data_config(mixture)).epoch(0))
+    bad = loader(data_config(mixture)).place_names(whole[2])
+    keys = [name.split("/")[1] for name in bad if name.startswith("photos")][:2]
+    assert len(keys) == 2
+    shards = [damage(mixture[0], str(tmp_path / "damaged"), set(keys)), mixture[1]]
+    one = loader(data_config(shards))
+    with caplog.at_level(logging.WARNING):
+        batches = list(one.epoch(0))
+        list(one.epoch(0))
+    assert len(one.bad_members) == len(caplog.records) == 2  # logged once each, not once an epoch
+    for line in one.bad_members:
+        assert re.search(r"damaged/shard-\d{6}\.tar: place place\d{3}: checksum", line)
+    names = one.place_names(batches[2])
+    assert not {f"photos/{key}" for key in keys} & set(names)
+    for column, name in enumerate(bad):
+        if name.split("/")[1] in keys:  # its stand-in is the same column of the next step
+            assert batches[2].places[column] == whole[3].places[column]
+            assert torch.equal(batches[2].images[column], whole[3].images[column])
+        else:
+            assert torch.equal(batches[2].images[column], whole[2].images[column])
+    others = [i for i in range(len(whole)) if i != 2]
+    assert digests(batches[i] for i in others) == digests(whole[i] for i in others)
+    for world, workers in ((2, 0), (3, 0), (1, 2)):
+        assert digests(global_batches(data_config(shards, workers=workers), world, 0)) == digests(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_places_end_the_run(build_shards: BuildShards, tmp_path: Path, workers: int) -> None:
+    places = [photo_place(i, images=2) for i in range(30)]
+    bad = {place.key for place in places[: BAD_PLACES_ALLOWED + 1]}
+    config = data_config([damage(build_shards(places), str(tmp_path / "damaged"), bad)], workers=workers)
+    with pytest.raises(UserError, match="10 of 30 places cannot be read") as error:
+        list(loader(config).epoch(0))
+    assert "\n" not in str(error.value)
+    assert all(key in str(error.value) for key in bad)
+
+
+def test_nothing_readable_ends_the_run(build_shards: BuildShards, tmp_path: Path) -> None:
+    places = [photo_place(i, images=2) for i in range(GLOBAL)]
+    folder = damage(build_shards(places), str(tmp_path / "damaged"), {place.key for place in places})
+    with pytest.raises(UserError, match="no place left"):
+        list(loader(data_config([folder])).epoch(0))
+
+
+def test_too_few_places_are_refused(build_shards: BuildShards) -> None:
+    places = [photo_place(i, images=2, city=f"city{i % 2}") for i in range(8)]
+    folder = build_shards([*places[:5], photo_place(9, images=1)])
+    with pytest.raises(UserError, match=r"data\.places_per_batch=6: there are only 5 places .*\(1 have fewer\)"):
+        loader(data_config([folder]))
+    with pytest.raises(UserError, match=r"data\.places_per_batch=6: there are only 4 places in the largest city"):
+        loader(data_config([build_shards(places)], single_city=True))
+    with pytest.raises(UserError, match=r"data\.places_per_batch=6: must be a multiple of the 4"):
+        loader(data_config([folder]), world=4)
+
+
+def test_other_shards_than_the_configurations(mixture: list[str]) -> None:
+    one = EpochLoader(data_config(mixture[:1]), SIZE, 0, 0, 1, shards=mixture[1:])
+    assert one.datasets == ["panoramas"]
+    assert digests(one.epoch(0)) == digests(one.epoch(0))
+
+
+def test_what_workers_get_can_be_pickled(mixture: list[str]) -> None:
+    """Workers that are spawned and not forked open the shards anew."""
+    corpus = pickle.loads(pickle.dumps(loader(data_config(mixture)).corpus))
+    assert corpus.locate(40)[0].read_member(0)
+
+
+def test_workers_do_not_run_the_training_process_handlers() -> None:
+    previous = signal.signal(signal.SIGUSR2, lambda *_: os._exit(3))
+    try:
+        worker = multiprocessing.get_context("fork").Process(target=_signal_itself)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+
+
+def _signal_itself() -> None:
+    _reset_signals(0)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 4)

@@ -54,7 +54,7 @@ class ShardSet:
             fault = size_fault(folder, record)
             if fault:
                 raise UserError(f"{folder / record.name}: {fault}; `python shards/verify.py {folder}` lists all damage")
-        index = {name: _map(folder / name, dtype) for name, dtype in INDEX_DTYPES.items()}
+        index = {name: map_index(folder / name, dtype) for name, dtype in INDEX_DTYPES.items()}
         if (len(index["places.npy"]), len(index["images.npy"])) != (manifest.places, manifest.images):
             raise UserError(f"{folder}: index and {MANIFEST} count places or images differently; rebuild the set")
         return cls(folder, manifest, index)
@@ -126,7 +126,8 @@ def size_fault(folder: Path, record: FileRecord) -> str | None:
     return f"{'truncated' if size < record.size else 'too long'}: {size} bytes, the manifest says {record.size}"
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+def map_index(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """A file of the index, mapped. Raises `UserError` when it holds anything but a list of `dtype`."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -1,0 +1,146 @@
+"""From an image as it was found to the JPEG bytes that are stored.
+
+Contract: what is stored decodes to upright RGB with the decoder of training, simplejpeg, for which a damaged stream is
+an error. A JPEG that already is so keeps its bytes. A panorama is cut into columns without decoding: the DCT
+coefficients stay as they are, so that a column's pixels are the panorama's but for chroma upsampling beside a cut.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jpeglib
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from pairvpr_dist.data.shard_format import COLUMN
+from shards.importers import PlaceImage
+
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama
+MAX_COLUMNS = 100  # two digits number the columns
+DCT_BLOCK = 8  # pixels
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are stored."""
+
+    quality: int = 95  # JPEG quality of what has to be encoded
+    short_side: int | None = None  # ordinary images are scaled down to this many pixels
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """JPEG files of one image: itself, or the columns of a panorama from left to right."""
+
+    files: list[bytes]
+    width: int
+    height: int
+    panorama: bool
+
+
+def store(image: PlaceImage, options: ImageOptions) -> StoredImage | str:
+    """The image as it will be stored, or the reason why it cannot be."""
+    try:
+        content, width, height = _jpeg(image, options)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow and simplejpeg raise
+        return "unreadable"
+    if not is_panorama(image.panorama, width, height):
+        return StoredImage([content], width, height, panorama=False)
+    if width > MAX_COLUMNS * COLUMN:
+        return f"panorama wider than {MAX_COLUMNS * COLUMN} pixels"
+    return StoredImage(cut_columns(content), width, height, panorama=True)
+
+
+def is_panorama(stated: bool | None, width: int, height: int) -> bool:
+    """Whether an image is stored in columns: as its importer states, or by its shape."""
+    wide = width >= PANORAMA_ASPECT * height if stated is None else stated
+    return wide and width > COLUMN
+
+
+def cut_columns(content: bytes) -> list[bytes]:
+    """A YCbCr JPEG cut losslessly into JPEGs 256 pixels wide (the last may be narrower).
+
+    256 pixels are whole MCUs for every chroma subsampling, so that cuts fall between blocks of all components.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # jpeglib reads and writes files
+        path = Path(folder, "whole.jpg")
+        path.write_bytes(content)
+        whole = jpeglib.read_dct(str(path))
+        return [_column(whole, left, Path(folder, "column.jpg")) for left in range(0, whole.width, COLUMN)]
+
+
+def _column(whole: jpeglib.DCTJPEG, left: int, path: Path) -> bytes:
+    sampling = whole.samp_factor[:, 1]  # horizontal, per component
+    blocks = COLUMN // DCT_BLOCK * sampling // sampling.max()
+    first = left // COLUMN * blocks
+    Y, Cb, Cr = (c[:, f : f + b] for c, f, b in zip((whole.Y, whole.Cb, whole.Cr), first, blocks, strict=True))
+    column = jpeglib.DCTJPEG(
+        path=None,
+        content=None,
+        height=whole.height,
+        width=min(COLUMN, whole.width - left),
+        block_dims=np.array([c.shape[:2] for c in (Y, Cb, Cr)], np.int32),
+        samp_factor=whole.samp_factor,
+        markers=[],
+        huffmans=None,
+        jpeg_color_space=whole.jpeg_color_space,
+        progressive_mode=False,
+        num_scans=1,
+        Y=Y,
+        Cb=Cb,
+        Cr=Cr,
+        K=None,
+        qt=whole.qt,
+        quant_tbl_no=whole.quant_tbl_no,
+    )
+    column.write_dct(str(path))
+    return path.read_bytes()
+
+
+def _jpeg(image: PlaceImage, options: ImageOptions) -> tuple[bytes, int, int]:
+    """JPEG bytes, width, height. Raises what the decoders raise."""
+    if not isinstance(image.source, Path):
+        pixels = image.source()
+        return _encode(pixels, options), pixels.shape[1], pixels.shape[0]
+    content = image.source.read_bytes()
+    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+        scale = _scale(image, picture, options)
+        if scale == 1 and _is_plain(picture):
+            simplejpeg.decode_jpeg(content)
+            return content, picture.width, picture.height
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError("16 or 32 bits a pixel")
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    if scale < 1:
+        size = (round(upright.width * scale), round(upright.height * scale))
+        upright = upright.resize(size, Image.Resampling.LANCZOS)
+    return _encode(np.asarray(upright), options), upright.width, upright.height
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    """Whether the bytes can be stored as they are: a YCbCr JPEG that lies upright."""
+    if picture.format != "JPEG" or picture.mode != "RGB" or picture.getexif().get(ORIENTATION, 1) != 1:
+        return False
+    return not _is_stored_as_rgb(picture)
+
+
+def _is_stored_as_rgb(picture: Image.Image) -> bool:
+    """Whether an Adobe marker says that the three components are RGB; jpeglib would lose this mark in columns."""
+    return picture.info.get("adobe_transform") == 0
+
+
+def _scale(image: PlaceImage, picture: Image.Image, options: ImageOptions) -> float:
+    if options.short_side is None or is_panorama(image.panorama, picture.width, picture.height):
+        return 1
+    return min(1, options.short_side / min(picture.size))
+
+
+def _encode(pixels: np.ndarray, options: ImageOptions) -> bytes:
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), options.quality, colorsubsampling="420")
+    return content

@@ -1,0 +1,213 @@
+"""Verify a shard set: sizes, sha256, the index against the tars, checksums and decoding of the images.
+
+Prints one line of what was verified, or one line per fault and which files to rebuild, with exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import tarfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from tqdm import tqdm
+
+from pairvpr_dist.data.index import ShardSet, map_index, read_manifest, size_fault
+from pairvpr_dist.data.shard_format import COLUMN, INDEX_DTYPES, FileRecord, Manifest, stable_id
+from pairvpr_dist.errors import UserError, exit_on_user_error
+from shards.parallel import cores, in_order
+from shards.tar import PLACE_FIELD, TarMember, image_fields, sample_key, scan
+from shards.writer import POSITION, file_record
+
+EXAMPLES = """examples:
+  python shards/verify.py shards/mine
+  python shards/verify.py shards/sfxl --sample 10000 --workers 16
+
+To replace a damaged tar, build again from the same source with the same options into another folder and copy it from
+there: builds are byte for byte the same."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Verify as the command line says; exit status 2 where there are faults."""
+    args = _parser().parse_args(argv)
+    if args.sample is not None and args.sample < 0:
+        raise UserError(f"--sample {args.sample}: must be 0 or more")
+    manifest = read_manifest(args.folder)
+    faults = verify(args.folder, manifest, args.sample, args.workers)
+    for fault in faults:
+        print(fault)
+    if faults:
+        damaged = sorted({fault.partition(":")[0] for fault in faults})
+        raise UserError(f"{args.folder}: faults: {len(faults)}; rebuild {', '.join(damaged)}")
+    decoded = "all images" if args.sample is None else f"{args.sample:,} stored files"
+    print(
+        f"sound: places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
+        f"tars {len(manifest.shards):,}  {sum(record.size for record in manifest.files) / 1e9:.2f} GB  "
+        f"decoded {decoded}  digest {manifest.digest[:12]}"
+    )
+
+
+def verify(folder: Path, manifest: Manifest, sample: int | None = None, workers: int = 1) -> list[str]:
+    """The faults of a set, one line each, beginning with the name of the file that has it.
+
+    Decodes all stored files, or `sample` of them drawn over the whole set. Where the index itself is damaged, tars are
+    only compared with their sizes and digests.
+    """
+    faults = [fault for record in [*manifest.index, manifest.dropped_list] for fault in file_faults(folder, record)]
+    faults = faults or list(index_faults(_open(folder)))
+    chosen = None if faults else _choose(_open(folder), sample)
+    check = partial(check_tar, folder, chosen, not faults)
+    shards = ((None, shard) for shard in range(len(manifest.shards)))
+    for _, found in tqdm(in_order(check, shards, workers), total=len(manifest.shards), unit="tar", disable=None):
+        faults += found
+    return faults
+
+
+def file_faults(folder: Path, record: FileRecord) -> list[str]:
+    """Size and digest of one file against the manifest."""
+    fault = size_fault(folder, record)
+    if fault is None and file_record(folder / record.name).sha256 != record.sha256:
+        fault = "sha256 differs from the manifest"
+    return [] if fault is None else [f"{record.name}: {fault}"]
+
+
+def index_faults(index: ShardSet) -> Iterator[str]:
+    """Whether the three files of the index fit each other and the manifest. Stops at the first fault."""
+    manifest, places, images, members = index.manifest, index.places, index.images, index.members
+    if (len(places), len(images)) != (manifest.places, manifest.images):
+        yield "manifest.json: counts differ from the index"
+    elif not _are_runs(places["first_image"], places["images"], len(images)):
+        yield "places.npy: places do not follow each other through images.npy"
+    elif not _are_runs(images["first_member"], images["members"], len(members)):
+        yield "images.npy: images do not follow each other through members.npy"
+    elif np.any(np.diff(members["shard"]) < 0) or not np.isin(members["shard"], range(len(manifest.shards))).all():
+        yield "members.npy: names tars out of order or that the manifest does not list"
+    elif not np.isin(places["dataset"], range(len(manifest.datasets))).all():
+        yield "places.npy: names a data set that the manifest does not list"
+    elif not np.isin(places["city"], range(-1, len(manifest.cities))).all():
+        yield "places.npy: names a city that the manifest does not list"
+    else:
+        for place, record in enumerate(places):
+            if stable_id(manifest.datasets[record["dataset"]], index.place_key(place)) != record["stable_id"]:
+                yield f"places.npy: place {index.place_key(place)}: stable id differs from data set and key"
+
+
+def check_tar(folder: Path, chosen: np.ndarray | None, index_is_sound: bool, shard: int) -> list[str]:
+    """The faults of one tar. `chosen`: sorted rows of members.npy to decode; None: all."""
+    index = _open(folder) if index_is_sound else None
+    record = (index.manifest if index else read_manifest(folder)).shards[shard]
+    faults = file_faults(folder, record)
+    if index is None or size_fault(folder, record) is not None:
+        return faults
+    try:
+        faults += [f"{record.name}: {fault}" for fault in content_faults(index, shard, chosen)]
+    except tarfile.TarError as error:
+        faults.append(f"{record.name}: damaged tar: {error}")
+    return faults
+
+
+def content_faults(index: ShardSet, shard: int, chosen: np.ndarray | None) -> Iterator[str]:
+    """The samples of a tar against the index. Raises `tarfile.TarError` for a tar that cannot be walked."""
+    first, stop = np.searchsorted(index.members["shard"], [shard, shard + 1])
+    to_decode = set(range(first, stop)) if chosen is None else set(chosen[(chosen >= first) & (chosen < stop)])
+    row = int(first)
+    for _, sample in itertools.groupby(scan(index.shard_path(shard)), key=lambda member: member.key):
+        head, *files = sample
+        if row + len(files) > stop:
+            yield f"sample {head.key}: not in the index"
+            return
+        yield from sample_faults(index, row, head, files)
+        for member in files:
+            fault = member_fault(index, row, member, row in to_decode)
+            if fault:
+                yield f"place {index.place_key(index.place_of_member(row))}: {member.field}: {fault}"
+            row += 1
+    if row < stop:
+        yield f"ends after {row - first} of the {stop - first} stored files in the index"
+
+
+def sample_faults(index: ShardSet, row: int, head: TarMember, files: list[TarMember]) -> Iterator[str]:
+    """place.json of a sample against the names of its files and the records of the index from `row` on."""
+    place = index.place_of_member(row)
+    image = int(np.searchsorted(index.images["first_member"], row, side="right")) - 1
+    try:
+        info: Any = json.loads(head.content) if head.field == PLACE_FIELD else None
+        keys = (info["key"], sample_key(info["key"], info["part"]))
+        columns = [int(entry["columns"]) for entry in info["images"]]
+        told = [tuple(_number(entry[name]) for name in ("width", "height", *POSITION)) for entry in info["images"]]
+    except (ValueError, KeyError, TypeError):
+        yield f"sample {head.key}: {PLACE_FIELD} is missing or damaged"
+        return
+    if keys != (index.place_key(place), head.key):
+        yield f"sample {head.key}: the index has place {index.place_key(place)} here"
+    expected = [name for i, count in enumerate(columns) for name in image_fields(i, max(count, 1), count > 0)]
+    if expected != [member.field for member in files]:
+        yield f"sample {head.key}: its files are not those that {PLACE_FIELD} lists"
+    records = index.images[["width", "height", *POSITION]][image : image + len(told)]
+    if not np.array_equal(np.array(told, records.dtype).tolist(), records.tolist(), equal_nan=True):
+        yield f"sample {head.key}: sizes or positions in {PLACE_FIELD} differ from the index"
+
+
+def member_fault(index: ShardSet, row: int, member: TarMember, decode: bool) -> str | None:
+    """One stored image file against its record."""
+    record = index.members[row]
+    if (member.offset, len(member.content)) != (record["offset"], record["size"]):
+        return "lies elsewhere than the index says"
+    if zlib.crc32(member.content) != record["crc32"]:
+        return "checksum differs from the index"
+    return decoding_fault(index, row, member.content) if decode else None
+
+
+def decoding_fault(index: ShardSet, row: int, content: bytes) -> str | None:
+    """Whether a stored image file decodes to the size that the index tells."""
+    image = index.images[np.searchsorted(index.images["first_member"], row, side="right") - 1]
+    left = (row - int(image["first_member"])) * COLUMN
+    width = int(image["width"]) if image["members"] == 1 else min(COLUMN, int(image["width"]) - left)
+    try:
+        shape = simplejpeg.decode_jpeg(content).shape
+    except ValueError as error:
+        return f"does not decode: {error}"
+    return None if shape == (image["height"], width, 3) else f"is {shape[1]} x {shape[0]} pixels, not as indexed"
+
+
+def _open(folder: Path) -> ShardSet:
+    """The set without regard to the sizes of its tars; `ShardSet.open` refuses a truncated one."""
+    index = {name: map_index(folder / name, dtype) for name, dtype in INDEX_DTYPES.items()}
+    return ShardSet(folder, read_manifest(folder), index)
+
+
+def _choose(index: ShardSet, sample: int | None) -> np.ndarray | None:
+    if sample is None or sample >= len(index.members):
+        return None
+    return np.sort(np.random.default_rng(0).choice(len(index.members), sample, replace=False))
+
+
+def _are_runs(first: np.ndarray, count: np.ndarray, total: int) -> bool:
+    """Whether the runs `first[i]` to `first[i] + count[i]` are not empty and cover 0 to `total` in order."""
+    ends = np.cumsum(count.astype(np.int64))
+    return bool(np.all(count > 0) and np.array_equal(first, ends - count) and ends[-1] == total)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python shards/verify.py", description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="DIR", help="shard set written by shards/build.py")
+    parser.add_argument("--sample", type=int, metavar="N", help="decode N stored files instead of all")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: all cores)")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -7,6 +7,7 @@ runs. Heavy imports stay inside what runs, so that --help is instant. Mistakes a
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -84,8 +85,10 @@ def eval_(parser: argparse.ArgumentParser) -> Run:
         from pairvpr_dist.retrieval.evaluate import CANDIDATES, RESULTS, evaluate_model
         from pairvpr_dist.retrieval.results import summary
 
-        options = {key: getattr(args, key) for key in ("model", "data", "protocol", "top_k", "image_size")}
-        given = [f"eval.{key}={value}" for key, value in options.items() if value is not None]
+        texts = {key: getattr(args, key) for key in ("model", "data", "protocol")}
+        given = [f"eval.{key}={json.dumps(text)}" for key, text in texts.items() if text is not None]  # never as YAML
+        numbers = {key: getattr(args, key) for key in ("top_k", "image_size")}
+        given += [f"eval.{key}={number}" for key, number in numbers.items() if number is not None]
         for override in args.override:
             if not override.startswith("eval."):
                 raise UserError(f"'{override}' is not a key of eval; write eval.KEY=VALUE")

@@ -208,7 +208,17 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             check_image_size("eval.image_size", self.image_size)
-        _require(self.top_k > 0, "eval.top_k", self.top_k, "must be positive")
+        at = self.recall_at
+        _require(bool(at) and at[0] > 0 and at == sorted(set(at)), "eval.recall_at", at, "must be ascending ranks")
+        _require(self.top_k >= at[-1], "eval.top_k", self.top_k,
+                 f"must be at least the last of eval.recall_at={at}; lower that or raise this")
+        _require(self.positive_distance > 0, "eval.positive_distance", self.positive_distance, "must be positive")
+        for key in ("batch_size", "pair_batch_size"):
+            _require(getattr(self, key) > 0, f"eval.{key}", getattr(self, key), "must be positive")
+        for key in ("workers", "feature_budget_gib"):
+            _require(getattr(self, key) >= 0, f"eval.{key}", getattr(self, key), "must be 0 or more")
+        _require(self.precision in ("auto", "bf16", "fp32"), "eval.precision", self.precision,
+                 "must be auto, bf16 or fp32")
 
 
 @dataclass

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from pairvpr_dist.config import EvalConfig, to_dict
-from pairvpr_dist.files import new_folder, write_json
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import new_folder, read_json, write_json
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.retrieval.describe import Describer, describe_images, require_finite
 from pairvpr_dist.retrieval.index import search
@@ -29,6 +30,7 @@ from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
 from pairvpr_dist.retrieval.results import figures
 
+FORMAT = "pairvpr-results/1"
 RESULTS = "results.json"
 CANDIDATES = "candidates.csv"
 CANDIDATE_COLUMNS = ("query", "rank", "database", "descriptor_rank", "descriptor_similarity", "pair_score")
@@ -79,7 +81,7 @@ def evaluate(model: PairVPR, protocol: Protocol, config: EvalConfig, out: Path) 
         watch = Stopwatch()
         candidates = retrieve(describer, protocol, config, folder, watch)
         results = {
-            "format": "pairvpr-results/1",
+            "format": FORMAT,
             "protocol": protocol.name,
             "split": protocol.digest,
             "queries": len(protocol.queries),
@@ -124,6 +126,14 @@ def retrieve(
     require_finite(scores, "pair scores")
     shutil.rmtree(work)
     return Candidates(rows, similarities, scores, order_by_score(scores))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What results.json of an evaluation holds. `UserError` for a file of another kind."""
+    results = read_json(folder / RESULTS, "the results of an evaluation")
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise UserError(f"{folder / RESULTS}: not of the format {FORMAT}; evaluate again")
+    return results
 
 
 def weights_digest(model: Path) -> str:

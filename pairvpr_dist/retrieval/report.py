@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 
 from pairvpr_dist.config import EvalConfig, config_from_dict
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import read_json, write_text
+from pairvpr_dist.files import write_text
 from pairvpr_dist.retrieval.curves import Curve, read_curves
-from pairvpr_dist.retrieval.evaluate import CANDIDATES, RESULTS
+from pairvpr_dist.retrieval.evaluate import CANDIDATES, RESULTS, read_results
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.results import first_hits
 
@@ -50,7 +50,7 @@ class Shot:
     """A picture of the grid with what is said below it."""
 
     picture: str  # data URL
-    caption: str
+    caption: str  # and what a screen reader says
     right: bool | None = None  # None for the query itself
 
 
@@ -69,7 +69,7 @@ def rewrite_report(run: Path) -> Path:
     if not found:
         raise UserError(f"{run}: holds no eval/{RESULTS}; evaluate the run first")
     labels = [path.parent.name.removeprefix("eval").strip("-_") or "trained" for path in found]
-    results = read_json(found[-1], "the results of an evaluation")
+    results = read_results(found[-1].parent)
     config = config_from_dict(EvalConfig, results["config"], str(found[-1]))
     protocol = load_protocol(config.protocol, config.data, config.positive_distance)
     out = run / "report.html"
@@ -83,10 +83,7 @@ def write_report(run: Path, out_html: Path, evaluations: list[tuple[str, Path]],
     `evaluations` are (label, folder of `evaluate`), in the order of the recall table; the last one gives the grid of
     queries, whose pictures come from `protocol`. Raises `UserError` when they were measured on another split.
     """
-    shown = [
-        Evaluation(label, path, read_json(path / RESULTS, "the results of an evaluation"))
-        for label, path in evaluations
-    ]
+    shown = [Evaluation(label, path, read_results(path)) for label, path in evaluations]
     for evaluation in shown:
         if evaluation.results["split"] != protocol.digest:
             raise UserError(

@@ -1,0 +1,122 @@
+"""An evaluation from photographs to files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pairvpr_dist.config import EvalConfig, load_config
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json
+from pairvpr_dist.retrieval.evaluate import CANDIDATE_COLUMNS, evaluate_model, read_results
+from pairvpr_dist.retrieval.protocols import load_protocol
+
+
+def config(export: Path, data: Path, *overrides: str) -> EvalConfig:
+    given = [f"eval.model={export}", f"eval.data={data}", "eval.precision=fp32", "eval.batch_size=5", *overrides]
+    return load_config("eval", "tiny", given).eval
+
+
+@pytest.fixture(scope="module")
+def evaluated(export: Path, street: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("run") / "eval"
+    return evaluate_model(config(export, street), out), out
+
+
+def read_candidates(out: Path) -> list[dict[str, str]]:
+    with (out / "candidates.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_results_say_what_was_measured(evaluated: tuple[dict[str, Any], Path], export: Path, street: Path) -> None:
+    results, out = evaluated
+    assert results == read_json(out / "results.json", "results") == read_results(out)
+    assert (results["queries"], results["database"], results["top_k"], results["image_size"]) == (6, 18, 10, 70)
+    assert results["split"] == load_protocol("folder", street, 25).digest
+    assert results["model"]["sha256"] == hashlib.sha256((export / "model.safetensors").read_bytes()).hexdigest()
+    assert results["config"]["top_k"] == 10
+    assert set(results["seconds_per_query"]) == {"describe", "search", "re-rank"}
+    assert all(seconds > 0 for seconds in results["seconds_per_query"].values())
+    assert 0.01 < results["peak_memory_gib"]["host"] < 100
+
+
+def test_files_agree_with_each_other(evaluated: tuple[dict[str, Any], Path], street: Path) -> None:
+    results, out = evaluated
+    assert sorted(path.name for path in out.iterdir()) == [
+        "candidates.csv", "descriptors_database.npy", "descriptors_queries.npy", "results.json",
+    ]  # fmt: skip
+    assert not list(out.parent.glob(".*"))
+    protocol = load_protocol("folder", street, 25)
+    database, queries = (np.load(out / f"descriptors_{name}.npy") for name in ("database", "queries"))
+    assert (database.dtype, database.shape, queries.shape) == (np.float32, (18, 32), (6, 32))
+    table = read_candidates(out)
+    assert tuple(table[0]) == CANDIDATE_COLUMNS
+    assert len(table) == 6 * 10
+    right = 0
+    for query, name in enumerate(protocol.queries):
+        lines = [line for line in table if line["query"] == name]
+        assert [int(line["rank"]) for line in lines] == list(range(1, 11))
+        scores = [float(line["pair_score"]) for line in lines]
+        assert scores == sorted(scores, reverse=True)
+        by_descriptor = sorted(lines, key=lambda line: int(line["descriptor_rank"]))
+        similarities = np.sort(database @ queries[query])[::-1][:10]
+        assert [float(line["descriptor_similarity"]) for line in by_descriptor] == pytest.approx(similarities, abs=1e-5)
+        right += lines[0]["database"].startswith(f"database/{query}/")
+    (figures,) = results["ground_truths"].values()
+    assert figures["reranked_recall"]["1"] == pytest.approx(100 * right / 6, abs=1e-3)
+
+
+def test_without_budget_the_result_is_the_same(
+    evaluated: tuple[dict[str, Any], Path], export: Path, street: Path, tmp_path: Path
+) -> None:
+    results = evaluate_model(config(export, street, "eval.feature_budget_gib=0"), tmp_path / "eval")
+    assert results["ground_truths"] == evaluated[0]["ground_truths"]
+    ours, theirs = read_candidates(tmp_path / "eval"), read_candidates(evaluated[1])
+    assert [line["database"] for line in ours] == [line["database"] for line in theirs]
+    scores, expected = ([float(line["pair_score"]) for line in table] for table in (ours, theirs))
+    assert scores == pytest.approx(expected, abs=1e-3)
+
+
+def test_image_size_and_top_k_are_those_asked_for(export: Path, street: Path, tmp_path: Path) -> None:
+    asked = config(export, street, "eval.image_size=42", "eval.top_k=100", "eval.recall_at=[1,18]")
+    results = evaluate_model(asked, tmp_path / "eval")
+    assert (results["image_size"], results["top_k"]) == (42, 18)
+    (figures,) = results["ground_truths"].values()
+    assert figures["reranked_recall"]["18"] == 100
+    assert figures["unreachable"] == 0
+
+
+def test_full_folder_is_refused_and_untouched(export: Path, street: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="already holds something"):
+        evaluate_model(config(export, street), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_bad_image_leaves_nothing_behind(export: Path, street: Path, tmp_path: Path) -> None:
+    shutil.copytree(street, tmp_path / "street")
+    bad = next((tmp_path / "street/queries").iterdir())
+    bad.write_text("words")
+    with pytest.raises(UserError, match=bad.name):
+        evaluate_model(config(export, tmp_path / "street"), tmp_path / "eval")
+    assert [path.name for path in tmp_path.iterdir()] == ["street"]
+
+
+def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="not of the format"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override", ["eval.top_k=5", "eval.recall_at=[]", "eval.recall_at=[5,1]", "eval.workers=-1", "eval.precision=fp64"]
+)
+def test_values_without_sense_are_refused(export: Path, street: Path, override: str) -> None:
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        config(export, street, override)

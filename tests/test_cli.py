@@ -1,0 +1,94 @@
+"""The command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pairvpr_dist.cli import VERBS, run
+from pairvpr_dist.errors import exit_on_user_error
+
+
+def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run; it must exit with status 2 and one line, which is returned."""
+    with pytest.raises(SystemExit) as ended:
+        exit_on_user_error(lambda: run(arguments))
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_eval_prints_the_table_and_writes_the_folder(
+    export: Path, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    run(["eval", "--model", str(export), "--data", str(street), "--top-k", "10", "--out", str(out), "eval.workers=0"])
+    printed = capsys.readouterr().out
+    assert "folder (6 queries, 18 database, split" in printed
+    assert "top 10, 70 px" in printed
+    assert str(out / "results.json") in printed
+    assert (out / "candidates.csv").exists()
+
+
+def test_eval_writes_below_runs_unless_told(
+    export: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["eval", "--model", str(export), "--data", str(street), "--image-size", "28", "eval.workers=0"])
+    assert (tmp_path / "runs" / f"eval-{street.name}" / "results.json").exists()
+
+
+def test_paths_are_taken_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("a: b", "[c]", "null", "12"):
+        assert f"error: {path}: no such folder" in refuse(["eval", "--model", "none", "--data", path], capsys)
+
+
+def test_match_prints_both_scores_and_their_sum(export: Path, street: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = sorted(map(str, street.rglob("*.jpg")))[:2]
+    run(["match", "--model", str(export), *images])
+    similarity, total, forward, backward = (float(x.split()[-1]) for x in capsys.readouterr().out.splitlines())
+    assert -1 <= similarity <= 1
+    assert total == pytest.approx(forward + backward, abs=2e-4)
+    assert forward != backward
+    run(["match", "--model", str(export), images[0], images[0]])
+    assert "similarity 1.0000" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(export: Path, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = ["eval", "--model", str(export), "--data", str(street)]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    (tmp_path / "words.jpg").write_text("words")
+    cases = [
+        ([], "VERB"),
+        (["evil"], "evil"),
+        (["eval"], "--model"),
+        ([*good, "--image-size", "71"], "multiple of 14"),
+        ([*good, "--top-k", "many"], "eval.top_k"),
+        ([*good, "--protocol", "foldre"], "did you mean 'folder'"),
+        ([*good, "eval.top_kk=3"], "did you mean 'eval.top_k'"),
+        ([*good, "top_k=3"], "write eval.KEY=VALUE"),
+        ([*good, "--out", str(tmp_path / "full")], "already holds something"),
+        (["eval", "--model", str(export), "--data", str(tmp_path / "none")], "no such folder"),
+        (["eval", "--model", str(tmp_path / "none.pth"), "--data", str(street)], "no such file"),
+        (["match", "--model", str(export), str(tmp_path / "words.jpg"), str(tmp_path / "words.jpg")], "not an image"),
+        (["report", str(tmp_path)], "evaluate the run first"),
+    ]
+    for arguments, told in cases:
+        assert told in refuse(arguments, capsys)
+
+
+def test_help_shows_examples_without_loading_torch() -> None:
+    program = "import sys\nfrom pairvpr_dist import cli\ntry: cli.main()\nfinally: assert 'torch' not in sys.modules"
+    for verb in VERBS:
+        shown = subprocess.run(
+            [sys.executable, "-c", program, verb, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "examples:" in shown.stdout
+        assert f"pairvpr {verb}" in shown.stdout

@@ -13,165 +13,29 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import utm
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import new_folder
-from shards.city import camera, visit, world
+from shards.city.camera import EYE
+from shards.city.places import City, CityPlace, CityView
 from shards.city.settings import Difficulty
 
+__all__ = ["City", "CityPlace", "CityView", "Difficulty", "write_folder"]
+
 ZONE, LETTER = 32, "U"  # UTM zone in which all cities lie
-PANORAMA = (3328, 512)  # pixels, as in SF-XL
-CELL = 15.0  # metres, side of the square on the UTM grid that holds a place's panoramas
 TEST_WORLD = 1_000_000  # added to the seed for the city that is tested on
-
-
-@dataclass(frozen=True)
-class CityView:
-    """One photograph to take: a pose, an image size and a visit."""
-
-    east: float  # UTM metres
-    north: float
-    heading: float  # degrees clockwise from north of the image centre
-    width: int  # pixels
-    height: int
-    fov: float | None  # degrees across; none: a panorama
-    visit_seed: int
-    time: datetime
-    weather: str  # a word for the file name
-
-
-@dataclass(frozen=True)
-class CityPlace:
-    """One place: a point on a facade and the photographs taken of it."""
-
-    key: str  # no dots
-    city: str
-    focal: tuple[float, float]  # UTM (east, north) on the facade
-    views: tuple[CityView, ...]
-
-
-class City:
-    """A city of `places` places with `views` views each: `size` x `size` pixels, or panoramas within a 15 m cell.
-
-    The places of one street are `Difficulty.place_spacing` apart, each on one side of the street, so that views of two
-    places are always more than 25 m apart and all views of one place look at its facade.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        places: int,
-        views: int = 8,
-        size: int = 96,
-        panoramas: bool = False,
-        difficulty: Difficulty | None = None,
-    ) -> None:
-        self.seed, self.size, self.panoramas = seed, size, panoramas
-        self.difficulty = difficulty or Difficulty()
-        self.name = f"synthetic-{seed}"
-        self._atlas, self.streets = world.build(seed, places, self.difficulty)
-        self._middles = np.array([s.to_utm(s.length / 2, 0) for s in self.streets])
-        self.places = [self._place(i, views) for i in range(places)]
-
-    def street_at(self, east: float, north: float) -> world.Street:
-        """The street nearest to a UTM position."""
-        return self.streets[int(np.hypot(*(self._middles - (east, north)).T).argmin())]
-
-    def render(self, view: CityView) -> NDArray[np.uint8]:
-        """The photograph (H, W, 3) of a view."""
-        if view.fov is None:
-            return self.render_panorama(view.east, view.north, view.heading, view.visit_seed, view.width, view.height)
-        return self.render_perspective(
-            view.east, view.north, view.heading, view.width, view.height, view.fov, view.visit_seed
-        )
-
-    def render_jpeg(self, view: CityView) -> bytes:
-        """The photograph of a view as a JPEG file."""
-        return simplejpeg.encode_jpeg(self.render(view), quality=90)
-
-    def render_perspective(
-        self, east: float, north: float, heading_deg: float, width: int, height: int, fov_deg: float, visit_seed: int
-    ) -> NDArray[np.uint8]:
-        """A pinhole image (height, width, 3), `fov_deg` across, whose centre looks at `heading_deg`."""
-        street, now = self.street_at(east, north), visit.make_visit(visit_seed, self.difficulty)
-        lens = camera.pinhole_camera(street, east, north, heading_deg, width, height, fov_deg, now.tilt)
-        return camera.render(lens, street, self._atlas, now, self.difficulty)
-
-    def render_panorama(
-        self, east: float, north: float, yaw_deg: float, visit_seed: int,
-        width: int = PANORAMA[0], height: int = PANORAMA[1],
-    ) -> NDArray[np.uint8]:  # fmt: skip
-        """A cylindrical panorama (height, width, 3): bearing b at column ((180 - yaw + b) mod 360) / 360 * width."""
-        street, now = self.street_at(east, north), visit.make_visit(visit_seed, self.difficulty)
-        lens = camera.panorama_camera(street, east, north, yaw_deg, width, height)
-        return camera.render(lens, street, self._atlas, now, self.difficulty)
-
-    def trace(
-        self, east: float, north: float, bearings: NDArray[np.float64]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
-        """What rays at `bearings` (degrees) see: facade number, unique in the city, metres along it, distance in metres."""
-        street = self.street_at(east, north)
-        hits = camera.trace(camera.ray_camera(street, east, north, bearings, np.zeros(0)), street.walls)
-        return street.number * 1000 + hits.wall, hits.u, hits.t
-
-    def _place(self, index: int, views: int) -> CityPlace:
-        rng = np.random.default_rng([self.seed, 4, index])
-        street = self.streets[index // world.PLACES_PER_STREET]
-        x = world.MARGIN + (index % world.PLACES_PER_STREET) * self.difficulty.place_spacing
-        side = int(rng.choice([-1, 1]))
-        focal = street.to_utm(x, float(street.middle(np.float64(x))) + side * world.HALF_WIDTH)
-        take = self._panorama_view if self.panoramas else self._perspective_view
-        return CityPlace(
-            f"place-{index:05d}", self.name, focal, tuple(take(rng, street, x, side) for _ in range(views))
-        )
-
-    def _perspective_view(self, rng: np.random.Generator, street: world.Street, x: float, side: int) -> CityView:
-        hard = self.difficulty
-        along = x + rng.uniform(-hard.along, hard.along)
-        away = world.HALF_WIDTH - rng.uniform(hard.nearest, hard.farthest)
-        focal = street.to_utm(x, float(street.middle(np.float64(x))) + side * world.HALF_WIDTH)
-        pose = street.to_utm(along, float(street.middle(np.float64(along))) + side * away)
-        bearing = np.degrees(np.arctan2(focal[0] - pose[0], focal[1] - pose[1]))
-        heading = (bearing + rng.uniform(-hard.heading, hard.heading)) % 360
-        return self._view(rng, pose, heading, (self.size, self.size), rng.uniform(hard.fov_narrow, hard.fov_wide))
-
-    def _panorama_view(self, rng: np.random.Generator, street: world.Street, x: float, side: int) -> CityView:
-        cell = np.floor(np.divide(street.to_utm(x, float(street.middle(np.float64(x)))), CELL))
-        while True:
-            along = x + rng.uniform(-CELL, CELL)
-            pose = street.to_utm(along, float(street.middle(np.float64(along))) + rng.uniform(-4, 4))
-            if (np.floor(np.divide(pose, CELL)) == cell).all():
-                break
-        heading = (street.heading + 90 - 90 * side + rng.normal(0, 10)) % 360
-        return self._view(rng, pose, heading, PANORAMA, None)
-
-    def _view(
-        self,
-        rng: np.random.Generator,
-        pose: tuple[float, float],
-        heading: float,
-        size: tuple[int, int],
-        fov: float | None,
-    ) -> CityView:
-        seed = int(rng.integers(2**31))
-        now = visit.make_visit(seed, self.difficulty)
-        return CityView(*pose, float(heading), *size, fov, seed, now.time, now.weather)
 
 
 def file_name(view: CityView, identity: str) -> str:
     """The view's base name in the @-convention of SF-XL; `identity` goes into the field of the panorama id."""
     lat, lon = utm.to_latlon(view.east, view.north, ZONE, LETTER)
     fields = [f"{view.east:.2f}", f"{view.north:.2f}", ZONE, LETTER, f"{lat:.6f}", f"{lon:.6f}", identity, ""]
-    fields += [f"{view.heading:.2f}", "", "", camera.EYE, f"{view.time:%Y%m%d_%H%M%S}", view.weather]
+    fields += [f"{view.heading:.2f}", "", "", EYE, f"{view.time:%Y%m%d_%H%M%S}", view.weather]
     return "@" + "@".join(map(str, fields)) + "@.jpg"
 
 

@@ -13,13 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.city.settings import Difficulty
-from shards.city.textures import Channel, Figure, Floats
-from shards.city.world import KERB, Street
+from shards.city.textures import Floats
 
 Colour = NDArray[np.float32]  # (3,) or light gains per channel, RGB in [0, 1]
-SIGHT = 60.0  # metres along the street within which figures are drawn
-CAR_LENGTH, CAR_WIDTH = 4.4, 1.8  # metres
-PARKED_AT = KERB - 0.2 - CAR_WIDTH  # metres from the middle to a parked car's side
 
 
 @dataclass(frozen=True)
@@ -97,96 +93,3 @@ def uniform_at(seed: int, lane: int, slot: NDArray[np.integer]) -> Floats:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Upright quads in a street's frame: cars, passers-by, trees; one row each."""
-
-    left: Floats  # (S, 2) metres, foot of the left edge as seen from the camera, or of either for a car's side
-    right: Floats  # (S, 2)
-    height: Floats  # (S,) metres
-    tile: NDArray[np.int32]  # (S,)
-    palette: Floats  # (S, 8, 3)
-
-
-def figures(visit: Visit, street: Street, difficulty: Difficulty, x: float, y: float) -> Figures:
-    """All that stands in the street within `SIGHT` of the camera at (x, y), turned towards it where it is flat."""
-    quads = [*_cars(visit, street, difficulty, x), *_upright(visit, street, difficulty, x, y)]
-    points = np.array([q[0] for q in quads], np.float32).reshape(-1, 2, 2)
-    return Figures(
-        left=points[:, 0],
-        right=points[:, 1],
-        height=np.array([q[1] for q in quads], np.float32),
-        tile=np.array([q[2] for q in quads], np.int32),
-        palette=np.array([q[3] for q in quads], np.float32).reshape(-1, 8, 3),
-    )
-
-
-Quad = tuple[list[list[float]], float, int, Floats]  # two feet, height, tile, palette
-
-
-def _taken(seed: int, lane: int, x: float, pitch: float, share: float) -> list[tuple[float, int]]:
-    """x and slot number of the taken slots of a lane near x."""
-    slots = np.arange(int((x - SIGHT) // pitch), int((x + SIGHT) // pitch) + 1)
-    taken = slots[uniform_at(seed, lane, slots) < share]
-    shift = uniform_at(seed, lane + 100, taken) * 0.6
-    return [(float((slot + s) * pitch), int(slot)) for slot, s in zip(taken, shift, strict=True)]
-
-
-def _look(seed: int, lane: int, slot: int) -> Floats:
-    """Eight numbers in [0, 1) that tell how the thing in a slot looks."""
-    return uniform_at(seed, lane + 200, slot * 8 + np.arange(8))
-
-
-def _palette(body: object, second: object, trim: object) -> Floats:
-    palette = np.full((8, 3), 0.08, np.float32)
-    palette[Channel.WALL], palette[Channel.WALL2], palette[Channel.TRIM] = body, second, trim
-    palette[Channel.GLASS] = 0.16, 0.18, 0.22
-    return palette
-
-
-def _cars(visit: Visit, street: Street, difficulty: Difficulty, x: float) -> list[Quad]:
-    quads: list[Quad] = []
-    for lane, side in enumerate((1, -1)):
-        for centre, slot in _taken(visit.seed, lane, x, 6.5, difficulty.traffic * 2 * visit.busy):
-            look = _look(visit.seed, lane, slot)
-            van = look[0] < 0.15
-            height, tile = (2.5, Figure.VAN) if van else (1.4 + 0.3 * float(look[1]), Figure.CAR)
-            grey = np.full(3, 0.05 + 0.85 * look[2])
-            palette = _palette(grey if look[3] < 0.6 else 0.1 + 0.7 * look[4:7], 0.1, 0.9)
-            middle = float(street.middle(np.float32(centre)))
-            near, far = middle + side * PARKED_AT, middle + side * (PARKED_AT + CAR_WIDTH)
-            back, front = centre - CAR_LENGTH / 2, centre + CAR_LENGTH / 2
-            quads += [
-                ([[back, near], [front, near]], height, tile, palette),
-                ([[back, far], [front, far]], height, tile + 1, palette),
-            ]
-            quads += [([[end, near], [end, far]], height * 0.6, Figure.END, palette) for end in (back, front)]
-    return quads
-
-
-def _upright(visit: Visit, street: Street, difficulty: Difficulty, x: float, y: float) -> list[Quad]:
-    quads: list[Quad] = []
-    for lane, side in ((10, 1), (11, -1)):
-        for centre, slot in _taken(visit.seed, lane, x, 3.0, difficulty.crowd * 2 * visit.busy):
-            look = _look(visit.seed, lane, slot)
-            foot = centre, street.middle(np.float32(centre)) + side * (KERB + 0.6 + 2.6 * float(look[0]))
-            palette = _palette(0.8 * look[1:4], 0.5 * look[4], [0.75, 0.55, 0.45])
-            quads.append((_facing(foot, 0.35, x, y), 1.6 + 0.25 * float(look[5]), Figure.PERSON, palette))
-    for lane, side in ((20, 1), (21, -1)):
-        for centre, slot in _taken(street.number * 7919, lane, x, 9.0, difficulty.trees):
-            size = float(_look(street.number, lane, slot)[0])
-            foot = centre, street.middle(np.float32(centre)) + side * (KERB + 0.7)
-            leaves = np.full(3, 0.85) if visit.snow else np.full(3, 0.25) if visit.winter else visit.leaves
-            palette = _palette(leaves, 0.7 * leaves, leaves)
-            tile = Figure.BARE_TREE if visit.winter else Figure.TREE
-            quads.append((_facing(foot, 1.2 + 0.8 * size, x, y), 5 + 2.5 * size, tile, palette))
-    return quads
-
-
-def _facing(foot: tuple[float, float], half: float, x: float, y: float) -> list[list[float]]:
-    """Feet of a quad of the given half width at `foot`, turned towards (x, y), left first."""
-    dx, dy = foot[0] - x, foot[1] - y
-    scale = half / max(float(np.hypot(dx, dy)), 0.1)
-    return [[foot[0] + dy * scale, foot[1] - dx * scale], [foot[0] - dy * scale, foot[1] + dx * scale]]

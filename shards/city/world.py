@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from shards.city import textures
 from shards.city.settings import Difficulty
-from shards.city.textures import FIGURES, TILE, Atlas, Channel, Floats, Painting
+from shards.city.sprites import SPRITES
+from shards.city.textures import TILE, Atlas, Channel, Floats, Painting
 
 HALF_WIDTH = 11.0  # metres from the middle of the street to the facades
 KERB = 7.0  # metres from the middle to the kerb
@@ -65,6 +66,7 @@ class Street:
     """A street: its frame on the UTM grid, its bend, its facades."""
 
     number: int
+    seed: int  # of what stands in it for good
     east: float  # UTM metres of the frame's origin
     north: float
     heading: float  # degrees clockwise from north of the x axis
@@ -89,15 +91,20 @@ class Street:
         h = np.radians(self.heading)
         return float(self.east + x * np.sin(h) + y * np.cos(h)), float(self.north + x * np.cos(h) - y * np.sin(h))
 
+    def beside(self, x: float, aside: float) -> tuple[float, float]:
+        """(east, north) of the point `aside` metres to the right of the middle of the street at x."""
+        return self.to_utm(x, float(self.middle(np.asarray(x))) + aside)
+
 
 def build(seed: int, places: int, difficulty: Difficulty) -> tuple[Atlas, list[Street]]:
     """The streets of a city and the atlas of their tiles."""
     rng = np.random.default_rng([seed, 1])
-    paintings: list[Painting] = [figure() for figure in FIGURES]
+    designer = np.random.default_rng([seed if difficulty.style_seed is None else difficulty.style_seed, 5])
+    paintings: list[Painting] = [sprite() for sprite in SPRITES]
     paintings.append(textures.hedge())
-    signs = _extend(paintings, [textures.sign(rng) for _ in range(SIGNS)])
-    banners = _extend(paintings, [textures.banner(rng) for _ in range(SIGNS // 2)])
-    styles = [_style(rng, paintings) for _ in range(difficulty.styles)]
+    signs = _extend(paintings, [textures.sign(designer) for _ in range(SIGNS)])
+    banners = _extend(paintings, [textures.banner(designer) for _ in range(SIGNS // 2)])
+    styles = [_style(designer, paintings) for _ in range(difficulty.styles)]
     origin = np.array([rng.integers(300, 700), rng.integers(5_400, 6_000)]) * 1000.0
     count = -(-places // PLACES_PER_STREET)
     side = int(np.ceil(np.sqrt(count)))
@@ -150,7 +157,7 @@ def _building(rng: np.random.Generator, styles: list[Style], signs: list[int], b
     palette[Channel.SIGN], palette[Channel.GLYPH] = _sign_colours(rng)
     tiles = np.zeros((ROWS, BAYS), np.int32)
     if rng.random() < 0.06:  # a gap between houses: garden wall and hedge
-        tiles[:] = len(FIGURES)
+        tiles[:] = len(SPRITES)
         palette[Channel.ROOF] = 0.2, 0.36, 0.16
         return _Building(bays * style.bay, style.bay, 2.4, np.array([0, 2.4]), tiles, palette)
     top = storeys + 2
@@ -204,7 +211,17 @@ def _street(
         buildings.append(_building(rng, styles, signs, banners))
         corners.append(np.array([[x, reach], [x, -reach]]))
     tint = np.float32(rng.uniform(0.85, 1.1)) * rng.normal(1, 0.03, 3).astype(np.float32)
-    return Street(number, float(origin[0]), float(origin[1]), heading, length, bend, tint, _walls(buildings, corners))
+    return Street(
+        number,
+        int(rng.integers(2**31)),
+        float(origin[0]),
+        float(origin[1]),
+        heading,
+        length,
+        bend,
+        tint,
+        _walls(buildings, corners),
+    )
 
 
 def _walls(buildings: list[_Building], corners: list[NDArray]) -> Walls:

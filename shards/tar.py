@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from webdataset import TarWriter
-
 from pairvpr_dist.data.shard_format import MEMBER_PATTERN
 
 PLACE_FIELD = "place.json"
@@ -33,6 +31,8 @@ class SampleWriter:
     """One tar being written. Times and owners are fixed, so that the bytes depend on the samples alone."""
 
     def __init__(self, path: Path) -> None:
+        from webdataset import TarWriter  # brings PyTorch along, which the processes that only read do without
+
         self.path, self.size = path, 0
         self._stream = path.open("wb")  # a stream, not a name: webdataset would run a name that begins with pipe:
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, mode=0o644, format="GNU_FORMAT")  # long names

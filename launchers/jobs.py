@@ -1,7 +1,7 @@
 """What a launcher is asked to run, as configurations. Pure: no processes, no files.
 
 Contract: `jobs("pipeline", ...)` is stage1, stage2 and eval, each taking the other's result by path. An override goes
-to every stage that knows its key; `stage1.KEY=VALUE` goes to that stage alone.
+to every stage that knows its key; `stage1.KEY=VALUE` and `stage2.KEY=VALUE` go to that stage alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pairvpr_dist.config import STAGES, has_key, load_config
+from pairvpr_dist.config import has_key, load_config
 from pairvpr_dist.errors import UserError, nearest
 
 PIPELINE = ("stage1", "stage2", "eval")
@@ -37,13 +37,9 @@ def jobs(stage: str, size: str, overrides: Sequence[str]) -> list[Any]:
 def _route(override: str) -> dict[str, str]:
     """The stages that an override of a pipeline goes to, with its text there."""
     prefix, _, rest = override.partition(".")
-    if prefix in PIPELINE:
+    if prefix in ("stage1", "stage2"):
         return {prefix: rest}
     key = override.partition("=")[0]
-    takers = [name for name in PIPELINE if has_key(name, key)]
-    # No stage knows the key: any will say so, with the nearest key that it knows.
-    return {name: override for name in takers or [_closest_stage(key)]}
-
-
-def _closest_stage(key: str) -> str:
-    return "eval" if key.startswith("eval") and "eval" in STAGES else "stage1"
+    # Where no stage knows the key, one of them says so, with the nearest key that it knows.
+    takers = [name for name in PIPELINE if has_key(name, key)] or ["eval" if prefix == "eval" else "stage1"]
+    return dict.fromkeys(takers, override)

@@ -1,0 +1,115 @@
+"""Train and evaluate on this machine.
+
+Contract: a stage that has ended is not run again, one that was stopped goes on where it was; so the same command is
+always the right one to type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launchers.jobs import STAGE_NAMES, jobs
+from pairvpr_dist.config import EvalRunConfig
+from pairvpr_dist.errors import UserError, exit_on_user_error
+
+EXAMPLES = """examples:
+  python launchers/local.py demo
+  python launchers/local.py stage1 tiny data.shards=/shards/city run=runs/city
+  python launchers/local.py stage1 vitb data.shards=/shards/gsv,/shards/sfxl init.encoder=dinov2_vitb14_reg4_pretrain.pth launch.processes=2
+  python launchers/local.py stage2 vitb data.shards=/shards/gsv init.model=runs/vitb/stage1/export
+  python launchers/local.py eval vitb eval.model=runs/vitb/stage2/export eval.data=/data/my_city
+  python launchers/local.py pipeline tiny data.shards=/shards/city eval.data=/data/my_city stage1.train.epochs=60
+"""
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python launchers/local.py",
+        description="Train and evaluate on this machine. The same command goes on with a run that was stopped.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", metavar="STAGE", help=f"{', '.join(STAGE_NAMES)} or demo")
+    parser.add_argument("size", metavar="SIZE", nargs="?", help="tiny, vits, vitb, vitl or vitg (demo: always tiny)")
+    parser.add_argument("override", metavar="KEY=VALUE", nargs="*", help="any key of configs/STAGE/default.yaml")
+    parser.error = _refuse  # type: ignore[method-assign, assignment]
+    args = parser.parse_args()
+    if args.stage == "demo":
+        from launchers.demo import demo
+
+        demo([*([args.size] if args.size else []), *args.override])
+    elif args.size is None:
+        raise UserError(f"{args.stage} needs a size: python launchers/local.py {args.stage} tiny ...")
+    else:
+        run(jobs(args.stage, args.size, args.override))
+
+
+def run(configs: Sequence[Any]) -> None:
+    """Check all stages, then run them one after another; writes a report where an evaluation was among them."""
+    check_all(configs)
+    for config in configs:
+        run_evaluation(config) if isinstance(config, EvalRunConfig) else run_training_stage(config)
+
+
+def check_all(configs: Sequence[Any]) -> None:
+    """Everything that can be known to fail is told before the first stage starts."""
+    from pairvpr_dist.retrieval.protocols import load_protocol
+    from pairvpr_dist.training.run_folder import check
+
+    made = {f"{config.run}/{config.stage}/export" for config in configs}
+    for config in configs:
+        if isinstance(config, EvalRunConfig):
+            load_protocol(config.eval.protocol, config.eval.data, config.eval.positive_distance)
+            if config.eval.model not in made and not Path(config.eval.model).exists():
+                raise UserError(f"eval.model={config.eval.model}: no such file or folder")
+        else:
+            # A model that an earlier stage will make cannot be looked at yet.
+            to_come = config.init.model in made and not Path(config.init.model).exists()
+            check(replace(config, init=replace(config.init, model=None)) if to_come else config)
+
+
+def run_training_stage(config: Any) -> None:
+    """Train one stage, unless it has ended."""
+    from launchers.processes import run_training
+    from pairvpr_dist.training.run_folder import is_finished, open_folder
+
+    folder = open_folder(config)
+    if is_finished(folder):
+        print(f"{config.stage}: has ended before; its model is {folder / 'export'}")
+        return
+    run_training(config, folder)
+    print(f"{config.stage}: ended; its model is {folder / 'export'}")
+
+
+def run_evaluation(config: EvalRunConfig) -> None:
+    """Evaluate into <run>/eval, unless that is done, and write the run's report."""
+    from pairvpr_dist.files import read_json
+    from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model
+    from pairvpr_dist.retrieval.report import rewrite_report
+    from pairvpr_dist.retrieval.results import summary
+
+    out = Path(config.run) / "eval"
+    if (out / RESULTS).exists():
+        results = read_json(out / RESULTS, "the results of an evaluation")
+        if results["config"] != vars(config.eval):
+            raise UserError(f"{out}: holds an evaluation with other settings; remove it or name another run=...")
+        print(f"eval: has ended before; remove {out} to measure again")
+    else:
+        results = evaluate_model(config.eval, out)
+    print(summary(results))
+    print(f"report: {rewrite_report(Path(config.run))}")
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"{message}; see python launchers/local.py --help")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    exit_on_user_error(main)

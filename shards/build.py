@@ -10,7 +10,7 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 from shards.images import ImageOptions
 from shards.importers import folder, synthetic
 from shards.parallel import cores
-from shards.writer import DROPPED_LIST, NOT_STATED, Layout, write_shards
+from shards.writer import DROPPED_LIST, NOT_STATED, Layout, size_in_words, write_shards
 
 KINDS = {"folder": folder, "synthetic": synthetic}
 EXAMPLES = """examples:
@@ -35,11 +35,10 @@ def main(argv: list[str] | None = None) -> None:
 def summary(manifest: Manifest) -> str:
     """What was built, in one line."""
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items())
-    gigabytes = sum(record.size for record in manifest.files) / 1e9
     licence = NOT_STATED if manifest.licence == NOT_STATED else "see manifest"
     return (
         f"places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
-        f"dropped: {f'{dropped} ({DROPPED_LIST})' if dropped else 'nothing'}  {gigabytes:.2f} GB  licence: {licence}"
+        f"dropped: {f'{dropped} ({DROPPED_LIST})' if dropped else 'nothing'}  {size_in_words(manifest)}  licence: {licence}"
     )
 
 

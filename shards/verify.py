@@ -25,7 +25,7 @@ from pairvpr_dist.data.shard_format import COLUMN, INDEX_DTYPES, FileRecord, Man
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from shards.parallel import cores, in_order
 from shards.tar import PLACE_FIELD, TarMember, image_fields, sample_key, scan
-from shards.writer import POSITION, file_record
+from shards.writer import POSITION, file_record, size_in_words
 
 EXAMPLES = """examples:
   python shards/verify.py shards/mine
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     decoded = "all images" if args.sample is None else f"{args.sample:,} stored files"
     print(
         f"sound: places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
-        f"tars {len(manifest.shards):,}  {sum(record.size for record in manifest.files) / 1e9:.2f} GB  "
+        f"tars {len(manifest.shards):,}  {size_in_words(manifest)}  "
         f"decoded {decoded}  digest {manifest.digest[:12]}"
     )
 

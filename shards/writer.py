@@ -201,6 +201,13 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(path.name, path.stat().st_size, digest)
 
 
+def size_in_words(manifest: Manifest) -> str:
+    """Size of the whole set, in MB, GB or TB."""
+    size = sum(record.size for record in manifest.files)
+    unit, name = next(((unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB")) if size >= unit), (1e6, "MB"))
+    return f"{size / unit:.{1 if name == 'MB' else 2}f} {name}"
+
+
 def _image_row(first_member: int, image: PlaceImage, stored: StoredImage) -> tuple[Any, ...]:
     """An IMAGE record."""
     position = (getattr(image, name) for name in POSITION)

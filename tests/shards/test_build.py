@@ -24,7 +24,7 @@ def test_folder_to_shards_to_verified_as_plain_scripts(tmp_path: Path) -> None:
     save(source / "lonely" / "a.jpg", 1)
     built = run("build", "folder", "--source", source, "--out", tmp_path / "set", "--workers", 2)
     assert built.stdout == (
-        "places 4  images 12  panoramas 0  dropped: fewer than 2 images 1, unreadable 1 (dropped.csv)  0.00 GB  "
+        "places 4  images 12  panoramas 0  dropped: fewer than 2 images 1, unreadable 1 (dropped.csv)  0.1 MB  "
         "licence: not stated\n"
     ), built.stderr
     verified = run("verify", tmp_path / "set", "--workers", 1)
@@ -45,8 +45,7 @@ def test_help_has_examples(
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--help"])
     assert end.value.code == 0
-    assert "examples:
-  python shards/" in capsys.readouterr().out
+    assert "examples:\n  python shards/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("panoramas", [False, True])

@@ -1,0 +1,43 @@
+# Each target sets up .venv first; that takes some minutes and 6 GB once, and nothing while it is up to date.
+#
+#   make demo         the whole of it on the synthetic city, into runs/demo
+#   make test         the tests; make test-slow: the ones that take over a minute
+#   make lint         ruff, its formatting, mypy
+#   make bench        every program of benchmarks/
+#   make setup PYTHON=python3.12      with a Python of your choice, 3.11 or later
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
+NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
+STAMP := .venv/.up-to-date
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: setup demo test test-slow lint bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c $(NEW_ENOUGH) || { echo "error: no Python 3.11 or later here;" \
+		"install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	python launchers/local.py demo
+
+# One thread a process: tests start several processes, and a model this small gains nothing from more threads.
+test test-slow: export OMP_NUM_THREADS ?= 1
+
+test: setup
+	python -m pytest
+
+test-slow: setup
+	python -m pytest -m slow
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: setup
+	@set -e; for program in benchmarks/*.py; do echo "$$program"; python $$program; done

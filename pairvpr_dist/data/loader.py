@@ -103,7 +103,7 @@ class EpochLoader:
             num_workers=config.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_reset_signals if config.workers else None,
+            worker_init_fn=_leave_signals,
             prefetch_factor=PREFETCH if config.workers else None,
             generator=torch.Generator(),  # else the loader draws from the global generator
         )
@@ -223,7 +223,11 @@ def _collate(items: list[tuple[Batch | None, list[BadPlace]]]) -> tuple[Batch | 
     return Batch(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch))), bad
 
 
-def _reset_signals(_worker: int) -> None:
-    """A preemption signal is the training process's to handle; a worker inherits its handlers and must not run them."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _leave_signals(_worker: int) -> None:
+    """Leave preemption and Ctrl-C, which reach every process of a job, to the training process.
+
+    A worker inherits its handlers and must not run them. SIGTERM needs nothing here: torch has set a handler of its
+    own, by which the DataLoader ends its workers.
+    """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from small_shards import BuildShards, panorama_place, photo_place
 from pairvpr_dist.config import AugmentConfig, DataConfig
 from pairvpr_dist.data.decoding import Box, resize
 from pairvpr_dist.data.index import ShardSet
-from pairvpr_dist.data.loader import BAD_PLACES_ALLOWED, Batch, EpochLoader, _reset_signals
+from pairvpr_dist.data.loader import BAD_PLACES_ALLOWED, Batch, EpochLoader
 from pairvpr_dist.data.randomness import view_keys
 from pairvpr_dist.data.shard_format import stable_id
 from pairvpr_dist.errors import UserError
@@ -267,18 +267,29 @@ def test_what_workers_get_can_be_pickled(mixture: list[str]) -> None:
     assert corpus.locate(40)[0].read_member(0)
 
 
-def test_workers_do_not_run_the_training_process_handlers() -> None:
-    previous = signal.signal(signal.SIGUSR2, lambda *_: os._exit(3))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+def test_preemption_and_interrupt_pass_workers_by(mixture: list[str], number: signal.Signals) -> None:
+    """Workers neither run the training process's handler nor die of the signal."""
+    previous = signal.signal(number, lambda *_: os._exit(3))
     try:
-        worker = multiprocessing.get_context("fork").Process(target=_signal_itself)
-        worker.start()
-        worker.join()
-        assert worker.exitcode == 0
+        batches = loader(data_config(mixture, workers=1)).epoch(0)
+        first = next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, number)
+        rest = list(batches)
     finally:
-        signal.signal(signal.SIGUSR2, previous)
+        signal.signal(number, previous)
+    assert digests([first, *rest]) == digests(loader(data_config(mixture)).epoch(0))
 
 
-def _signal_itself() -> None:
-    _reset_signals(0)
-    os.kill(os.getpid(), signal.SIGUSR2)
-    os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 4)
+def test_workers_end_by_sigterm_without_the_inherited_handler(mixture: list[str]) -> None:
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+    try:
+        batches = loader(data_config(mixture, workers=1)).epoch(0)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.terminate()
+        worker.join(timeout=20)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert worker.exitcode == 0

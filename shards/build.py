@@ -14,9 +14,9 @@ from shards.writer import DROPPED_LIST, NOT_STATED, Layout, size_in_words, write
 
 KINDS = {"folder": folder, "synthetic": synthetic}
 EXAMPLES = """examples:
-  python shards/build.py folder --source photographs --out shards/mine
-  python shards/build.py folder --source sf_xl/train --group utm --cell 15 --out shards/sfxl --workers 16
-  python shards/build.py synthetic --places 240 --views 8 --seed 0 --size 96 --out shards/city
+  python shards/build.py folder --source photographs --out data/mine
+  python shards/build.py folder --source sf_xl/train --group utm --cell 15 --out data/sfxl --workers 16
+  python shards/build.py synthetic --places 240 --views 8 --seed 0 --size 96 --out data/city
 
 every importer has options of its own: python shards/build.py folder --help"""
 
@@ -34,11 +34,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def summary(manifest: Manifest) -> str:
     """What was built, in one line."""
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items())
+    dropped = f"{reasons} ({DROPPED_LIST})" if reasons else "nothing"
     licence = NOT_STATED if manifest.licence == NOT_STATED else "see manifest"
     return (
         f"places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
-        f"dropped: {f'{dropped} ({DROPPED_LIST})' if dropped else 'nothing'}  {size_in_words(manifest)}  licence: {licence}"
+        f"dropped: {dropped}  {size_in_words(manifest)}  licence: {licence}"
     )
 
 

@@ -8,6 +8,7 @@ coefficients stay as they are, so that a column's pixels are the panorama's but 
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama
 MAX_COLUMNS = 100  # two digits number the columns
 DCT_BLOCK = 8  # pixels
+DAMAGE = (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)  # what decoders raise
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,16 @@ class StoredImage:
 
 def store(image: PlaceImage, options: ImageOptions) -> StoredImage | str:
     """The image as it will be stored, or the reason why it cannot be."""
+    rendered = None if isinstance(image.source, Path) else image.source()  # if this fails, it is our defect
     try:
-        content, width, height = _jpeg(image, options)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow and simplejpeg raise
+        content, width, height = _jpeg(image, options) if rendered is None else _encode(rendered, options)
+        if not is_panorama(image.panorama, width, height):
+            return StoredImage([content], width, height, panorama=False)
+        if width > MAX_COLUMNS * COLUMN:
+            return f"panorama wider than {MAX_COLUMNS * COLUMN} pixels"
+        return StoredImage(cut_columns(content), width, height, panorama=True)
+    except DAMAGE:
         return "unreadable"
-    if not is_panorama(image.panorama, width, height):
-        return StoredImage([content], width, height, panorama=False)
-    if width > MAX_COLUMNS * COLUMN:
-        return f"panorama wider than {MAX_COLUMNS * COLUMN} pixels"
-    return StoredImage(cut_columns(content), width, height, panorama=True)
 
 
 def is_panorama(stated: bool | None, width: int, height: int) -> bool:
@@ -104,10 +107,8 @@ def _column(whole: jpeglib.DCTJPEG, left: int, path: Path) -> bytes:
 
 
 def _jpeg(image: PlaceImage, options: ImageOptions) -> tuple[bytes, int, int]:
-    """JPEG bytes, width, height. Raises what the decoders raise."""
-    if not isinstance(image.source, Path):
-        pixels = image.source()
-        return _encode(pixels, options), pixels.shape[1], pixels.shape[0]
+    """JPEG bytes, width, height of an image file. Raises what the decoders raise."""
+    assert isinstance(image.source, Path)
     content = image.source.read_bytes()
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
         scale = _scale(image, picture, options)
@@ -120,7 +121,7 @@ def _jpeg(image: PlaceImage, options: ImageOptions) -> tuple[bytes, int, int]:
     if scale < 1:
         size = (round(upright.width * scale), round(upright.height * scale))
         upright = upright.resize(size, Image.Resampling.LANCZOS)
-    return _encode(np.asarray(upright), options), upright.width, upright.height
+    return _encode(np.asarray(upright), options)
 
 
 def _is_plain(picture: Image.Image) -> bool:
@@ -141,6 +142,7 @@ def _scale(image: PlaceImage, picture: Image.Image, options: ImageOptions) -> fl
     return min(1, options.short_side / min(picture.size))
 
 
-def _encode(pixels: np.ndarray, options: ImageOptions) -> bytes:
-    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), options.quality, colorsubsampling="420")
-    return content
+def _encode(pixels: np.ndarray, options: ImageOptions) -> tuple[bytes, int, int]:
+    """JPEG bytes, width, height of uint8 (H, W, 3)."""
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), options.quality, colorsubsampling="420")
+    return content, pixels.shape[1], pixels.shape[0]

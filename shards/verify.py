@@ -28,8 +28,8 @@ from shards.tar import PLACE_FIELD, TarMember, image_fields, sample_key, scan
 from shards.writer import POSITION, file_record, size_in_words
 
 EXAMPLES = """examples:
-  python shards/verify.py shards/mine
-  python shards/verify.py shards/sfxl --sample 10000 --workers 16
+  python shards/verify.py data/mine
+  python shards/verify.py data/sfxl --sample 10000 --workers 16
 
 To replace a damaged tar, build again from the same source with the same options into another folder and copy it from
 there: builds are byte for byte the same."""

@@ -24,7 +24,7 @@ def test_folder_to_shards_to_verified_as_plain_scripts(tmp_path: Path) -> None:
     save(source / "lonely" / "a.jpg", 1)
     built = run("build", "folder", "--source", source, "--out", tmp_path / "set", "--workers", 2)
     assert built.stdout == (
-        "places 4  images 12  panoramas 0  dropped: fewer than 2 images 1, unreadable 1 (dropped.csv)  0.1 MB  "
+        "places 4  images 12  panoramas 0  dropped: fewer than 2 images 1, unreadable 1 (dropped.csv)  0.0 MB  "
         "licence: not stated\n"
     ), built.stderr
     verified = run("verify", tmp_path / "set", "--workers", 1)

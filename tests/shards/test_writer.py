@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,19 @@ def test_what_does_not_decode_is_unreadable(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert store(PlaceImage(path, "bad"), ImageOptions()) == "unreadable"
     assert store(PlaceImage(tmp_path / "absent.jpg", "absent"), ImageOptions()) == "unreadable"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["a.jpg", "a.png", "wide.jpg"]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255))))
+def test_damage_anywhere_never_stops_a_build(name: str, changes: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(Path(folder, name), 1, width=600 if name == "wide.jpg" else 96)
+        content = bytearray(path.read_bytes())
+        for position, value in changes:
+            content[position % len(content)] = value
+        path.write_bytes(content)
+        result = store(PlaceImage(path, name), ImageOptions())
+    assert isinstance(result, StoredImage | str)
 
 
 @settings(max_examples=200, deadline=None)

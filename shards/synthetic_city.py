@@ -2,9 +2,9 @@
 
     python shards/synthetic_city.py --out DIR     writes train/ (a folder a place) and test/ (database, queries)
 
-Contract: a `City` is a pure function of its arguments and every image of (city, pose, visit seed), byte for byte, on any
-number of workers. Image geometry: shards/city/camera.py. The cities that one call of `write_folder` trains and tests
-on are two worlds: other streets, other facade designs.
+Contract: the files are a pure function of the arguments, byte for byte, on any number of workers. The cities that one
+call trains and tests on are two worlds: other streets, other facade designs. The geometry of the images is told in
+shards/city/camera.py, how hard the city is in shards/city/settings.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ from shards.city.settings import Difficulty
 __all__ = ["City", "CityPlace", "CityView", "Difficulty", "write_folder"]
 
 ZONE, LETTER = 32, "U"  # UTM zone in which all cities lie
+LEAST = {
+    "places": 1,
+    "test_places": 0,
+    "seed": 0,
+    "size": 1,
+    "views": 1,
+    "database_views": 1,
+    "query_views": 1,
+    "workers": 0,
+}
 TEST_WORLD = 1_000_000  # added to the seed for the city that is tested on
 
 
@@ -52,9 +62,10 @@ def write_folder(
     workers: int = 0,
     difficulty: Difficulty | None = None,
 ) -> int:
-    """Write train/PLACE/*.jpg and, unless `test_places` is 0, test/{database,queries}/*.jpg; returns the number of files.
+    """Write train/PLACE/*.jpg and, unless `test_places` is 0, test/{database,queries}/*.jpg.
 
-    `workers` processes render beside this one; 0 renders here. Raises `UserError` when `out` already holds something.
+    Returns the number of photographs. `workers` processes render beside this one; 0 renders here. Raises `UserError`
+    when `out` already holds something.
     """
     with new_folder(out) as folder:
         train = City(seed, places, views, size, panoramas, difficulty)
@@ -83,6 +94,9 @@ def _jpegs(city: City, views: Sequence[CityView], workers: int) -> Iterator[byte
     else:
         with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(city,)) as pool:
             yield from pool.map(_adopted_jpeg, views, chunksize=16)
+
+
+_adopted: City  # the city that a worker process renders
 
 
 def _adopt(city: City) -> None:
@@ -145,9 +159,9 @@ def main() -> None:
         return
     if args.out is None:
         raise UserError("--out is missing; name a new folder to write the city into")
-    for key in ("places", "size", "views", "database_views", "query_views"):
-        if getattr(args, key) < 1:
-            raise UserError(f"--{key.replace('_', '-')}={getattr(args, key)}: must be at least 1")
+    for key, least in LEAST.items():
+        if getattr(args, key) < least:
+            raise UserError(f"--{key.replace('_', '-')}={getattr(args, key)}: must be at least {least}")
     start = time.perf_counter()
     settings = {k: v for k, v in vars(args).items() if k != "benchmark"}
     files = write_folder(**settings)

@@ -87,7 +87,7 @@ def _camera(street: Street, east: float, north: float, rays: NDArray, slopes: ND
 
 
 def cast(camera: Camera, left: Floats, along: Floats) -> tuple[NDArray, NDArray, NDArray]:
-    """Rays against upright quads: t (FAR where missed), share from the left edge, and the cross product, each (W, N)."""
+    """Rays against upright quads, each (W, N): t (FAR where missed), share from the left edge, ray x quad."""
     rx, ry = camera.rays[:, :1], camera.rays[:, 1:]
     ax, ay = left[:, 0] - np.float32(camera.x), left[:, 1] - np.float32(camera.y)
     cross = rx * along[:, 1] - ry * along[:, 0]

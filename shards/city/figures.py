@@ -1,7 +1,7 @@
 """Who and what stands in the street on a visit: parked cars, passers-by, trees.
 
-Contract: a function of (visit seed, street, `Difficulty`); the camera's position only chooses how much of the street is
-looked at and which way flat figures turn.
+Contract: a function of (visit seed, street, `Difficulty`), so that two cameras in one visit see the same cars; the
+camera's position only chooses how much of the street is looked at and which way flat figures turn.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shards.city.settings import Difficulty
 from shards.city.sprites import Sprite
@@ -61,7 +61,7 @@ def _taken(
     return list(zip(at.tolist(), street.middle(at).tolist(), numbers[taken, 2:], strict=True))
 
 
-def _palette(body: object, second: object, trim: object) -> Floats:
+def _palette(body: ArrayLike, second: ArrayLike, trim: ArrayLike) -> Floats:
     palette = np.full((8, 3), 0.08, np.float32)
     palette[Channel.WALL], palette[Channel.WALL2], palette[Channel.TRIM] = body, second, trim
     palette[Channel.GLASS] = 0.16, 0.18, 0.22

@@ -41,13 +41,14 @@ class Atlas:
     """All tiles of a city at all mipmap levels, one 64-bit texel per place, for a single gather per image."""
 
     def __init__(self, paintings: Sequence[Painting]) -> None:
-        one_hot = np.stack([np.stack(paintings) == channel for channel in Channel], axis=-1)
-        level = one_hot.astype(np.float32) * 255
-        levels = []
-        for _ in range(LEVELS):
-            levels.append(np.rint(level).astype(np.uint8).reshape(-1))
-            n, side = level.shape[0], level.shape[1] // 2
-            level = level.reshape(n, side, 2, side, 2, 8).mean(axis=(2, 4)) if side else level
+        whole = np.zeros((256, 8), np.uint8)  # a texel of one material, or of nothing
+        np.fill_diagonal(whole[:8], 255)
+        level = whole.view(np.uint64)[:, 0][np.stack(paintings)].view(np.uint8).reshape(-1, TILE, TILE, 8)
+        levels = [level.reshape(-1)]
+        while level.shape[1] > 1:
+            quarters = [level[:, i::2, j::2].astype(np.uint16) for i in (0, 1) for j in (0, 1)]
+            level = ((np.sum(quarters, axis=0) + 2) // 4).astype(np.uint8)
+            levels.append(level.reshape(-1))
         self._texels = np.concatenate(levels).view(np.uint64)
         self._offsets = np.cumsum([0, *[len(texels) // 8 for texels in levels[:-1]]]).astype(np.int32)
 

@@ -20,6 +20,7 @@ from shards.city.textures import TILE, Atlas, Channel, Floats, Painting
 HALF_WIDTH = 11.0  # metres from the middle of the street to the facades
 KERB = 7.0  # metres from the middle to the kerb
 SQUARE = 700.0  # metres, side of the square that a street has for itself
+SQUARES = 16  # squares side by side, from west to east
 PLACES_PER_STREET = 12
 MARGIN = 30.0  # metres of street before the first and after the last place
 ROWS, BAYS = 10, 8  # bounds of a building: sign and cornice count as rows
@@ -48,7 +49,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Walls:
-    """The facades of a street, one row each, in the street's frame; u runs from left to right as seen from the street."""
+    """The facades of a street, one row each, in the street's frame; seen from the street, u runs from left to right."""
 
     start: Floats  # (N, 2) metres, foot of the left edge
     along: Floats  # (N, 2) metres, from the left to the right edge
@@ -106,11 +107,9 @@ def build(seed: int, places: int, difficulty: Difficulty) -> tuple[Atlas, list[S
     banners = _extend(paintings, [textures.banner(designer) for _ in range(SIGNS // 2)])
     styles = [_style(designer, paintings) for _ in range(difficulty.styles)]
     origin = np.array([rng.integers(300, 700), rng.integers(5_400, 6_000)]) * 1000.0
-    count = -(-places // PLACES_PER_STREET)
-    side = int(np.ceil(np.sqrt(count)))
     streets = []
-    for number in range(count):
-        corner = origin + SQUARE * np.array([number % side, number // side])
+    for number in range(-(-places // PLACES_PER_STREET)):
+        corner = origin + SQUARE * np.array([number % SQUARES, number // SQUARES])
         streets.append(_street(rng, number, corner, styles, signs, banners, difficulty.place_spacing))
     return Atlas(paintings), streets
 
@@ -135,9 +134,15 @@ def _style(rng: np.random.Generator, paintings: list[Painting]) -> Style:
     palette[Channel.DOOR] = rng.uniform(0.1, 0.6, 3)
     palette[Channel.ROOF] = rng.uniform(0.2, 0.45) * np.array([1.1, 0.95, 0.9])
     return Style(
-        (windows[0], windows[1]), (grounds[0], grounds[1], grounds[2], grounds[3]), top[0], palette,
-        bay=rng.uniform(2.2, 4.2), storey=rng.uniform(2.7, 3.6), ground=rng.uniform(2.8, 3.6), rhythm=int(rng.integers(2, 5)),
-    )  # fmt: skip
+        windows=(windows[0], windows[1]),
+        grounds=(grounds[0], grounds[1], grounds[2], grounds[3]),
+        cornice=top[0],
+        palette=palette,
+        bay=rng.uniform(2.2, 4.2),
+        storey=rng.uniform(2.7, 3.6),
+        ground=rng.uniform(2.8, 3.6),
+        rhythm=int(rng.integers(2, 5)),
+    )
 
 
 @dataclass(frozen=True)

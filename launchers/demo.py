@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.jobs import jobs
-from pairvpr_dist.files import read_json
+from pairvpr_dist.files import read_json, read_json_lines
 
 PLACES, TEST_PLACES, SEED = 240, 80, 0
 TEST_VIEWS = 6  # of a test place: 4 in the database, 2 queries
@@ -79,13 +79,12 @@ def evaluate_untrained(training: Any, evaluation: Any, folder: Path) -> None:
 def summary(folder: Path) -> str:
     """What the run learned, in five lines, from the files it wrote."""
     from pairvpr_dist.retrieval.evaluate import RESULTS
-    from pairvpr_dist.training.monitor import read_lines
 
     untrained, trained = (
         next(iter(read_json(folder / name / RESULTS, "the results of an evaluation")["ground_truths"].values()))
         for name in ("eval-untrained", "eval")
     )
-    gains = [line["validation/cross_view_gain"] for line in read_lines(folder / "stage1" / "metrics.jsonl")
+    gains = [line["validation/cross_view_gain"] for line in read_json_lines(folder / "stage1" / "metrics.jsonl")
              if "validation/cross_view_gain" in line]  # fmt: skip
     rows = {
         "untrained, descriptor only": untrained["descriptor_recall"]["1"],
@@ -96,7 +95,8 @@ def summary(folder: Path) -> str:
     lines = [f"  {name:<28}{value:6.1f} %" for name, value in rows.items()]
     return "\n".join([
         "Recall@1 on a city that training never saw:", *lines,
-        f"Cross-view gain of stage 1 on its places: {gains[-1]:.3f} (loss with a wrong second view minus the right one)",
+        f"Cross-view gain of stage 1 on its places: {gains[-1]:.3f} "
+        "(loss with a wrong second view minus loss with the right one)",
     ])  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 EXAMPLES = """examples:
   python launchers/local.py demo
   python launchers/local.py stage1 tiny data.shards=/shards/city run=runs/city
-  python launchers/local.py stage1 vitb data.shards=/shards/gsv,/shards/sfxl init.encoder=dinov2_vitb14_reg4_pretrain.pth launch.processes=2
+  python launchers/local.py stage1 vitb data.shards=/shards/gsv,/shards/gldv2 init.encoder=dinov2.pth launch.processes=2
   python launchers/local.py stage2 vitb data.shards=/shards/gsv init.model=runs/vitb/stage1/export
   python launchers/local.py eval vitb eval.model=runs/vitb/stage2/export eval.data=/data/my_city
   python launchers/local.py pipeline tiny data.shards=/shards/city eval.data=/data/my_city stage1.train.epochs=60

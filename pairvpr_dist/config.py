@@ -210,15 +210,20 @@ class EvalConfig:
             check_image_size("eval.image_size", self.image_size)
         at = self.recall_at
         _require(bool(at) and at[0] > 0 and at == sorted(set(at)), "eval.recall_at", at, "must be ascending ranks")
-        _require(self.top_k >= at[-1], "eval.top_k", self.top_k,
-                 f"must be at least the last of eval.recall_at={at}; lower that or raise this")
+        _require(
+            self.top_k >= at[-1],
+            "eval.top_k",
+            self.top_k,
+            f"must be at least the last of eval.recall_at={at}; lower that or raise this",
+        )
         _require(self.positive_distance > 0, "eval.positive_distance", self.positive_distance, "must be positive")
         for key in ("batch_size", "pair_batch_size"):
             _require(getattr(self, key) > 0, f"eval.{key}", getattr(self, key), "must be positive")
         for key in ("workers", "feature_budget_gib"):
             _require(getattr(self, key) >= 0, f"eval.{key}", getattr(self, key), "must be 0 or more")
-        _require(self.precision in ("auto", "bf16", "fp32"), "eval.precision", self.precision,
-                 "must be auto, bf16 or fp32")
+        _require(
+            self.precision in ("auto", "bf16", "fp32"), "eval.precision", self.precision, "must be auto, bf16 or fp32"
+        )
 
 
 @dataclass
@@ -323,7 +328,7 @@ def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration dataclass, leaves only."""
     keys: list[str] = []
     for name, kind in _hints(cls).items():
-        keys += known_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [f"{prefix}{name}"]
+        keys += known_keys(kind, f"{prefix}{name}.") if _is_section(kind) else [f"{prefix}{name}"]
     return keys
 
 
@@ -340,8 +345,12 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 def _field_type(cls: type[Any], key: str) -> Any:
     kind: Any = cls
     for part in key.split("."):
-        kind = _hints(kind).get(part) if is_dataclass(kind) else None
+        kind = _hints(kind).get(part) if _is_section(kind) else None
     return kind
+
+
+def _is_section(kind: Any) -> bool:
+    return is_dataclass(kind)
 
 
 def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
@@ -349,7 +358,7 @@ def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
         return OmegaConf.merge(config, delta)
     except (ConfigKeyError, ConfigAttributeError) as error:
         key = error.full_key or str(error.key)
-        known = known_keys(OmegaConf.get_type(config))
+        known = known_keys(typing.cast(type, OmegaConf.get_type(config)))
         raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(key, known)}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]} (key {error.full_key})") from None

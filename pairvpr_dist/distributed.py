@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.distributed.nn.functional import all_gather
 
 NO_TIMEOUT = timedelta(days=365)  # a rank may wait for another's data or checkpoint for hours
 
@@ -60,7 +60,7 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=dist.group.WORLD)
+    return torch.cat(all_gather(rows.contiguous()))
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Mistakes of the user, told in one line.
 
 Contract: whatever a user hands in (a folder, a key, a file) is checked once, at the door; what is wrong is a
-`UserError` whose text names the file or key and the remedy. Programs run under `exit_on_user_error`, which prints it without a
-traceback and exits with status 2. Every other exception is a defect of ours and keeps its traceback.
+`UserError` whose text names the file or key and the remedy. Programs run under `exit_on_user_error`, which prints it
+without a traceback and exits with status 2. Every other exception is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -51,6 +51,12 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: not readable as {what}: {error}") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log in JSON, none where it does not exist; a last line torn by a killed run is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` to fill; it takes the name `path` when the block ends without an exception.

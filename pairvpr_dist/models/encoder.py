@@ -9,6 +9,7 @@ is resized per input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -49,9 +50,8 @@ def preset(name: str) -> EncoderPreset:
 
 def _vision_transformer(shape: EncoderPreset) -> VisionTransformer:
     if shape.timm_name:
-        return timm.create_model(
-            shape.timm_name, pretrained=False, img_size=TABLE_SIZE, dynamic_img_size=True, num_classes=0
-        )
+        vit: Any = timm.create_model(shape.timm_name, img_size=TABLE_SIZE, dynamic_img_size=True, num_classes=0)
+        return vit
     return VisionTransformer(
         img_size=TABLE_SIZE, patch_size=PATCH, embed_dim=shape.dim, depth=shape.depth, num_heads=shape.heads,
         init_values=1.0, reg_tokens=4, no_embed_class=True, dynamic_img_size=True, num_classes=0, global_pool="token",

@@ -7,13 +7,14 @@ counts; a line torn by a killed run is passed over.
 from __future__ import annotations
 
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+
+from pairvpr_dist.files import read_json_lines
 
 PANELS = {  # key of metrics.jsonl, logged of the batch and as validation/<key> -> title
     "loss": "loss",
@@ -36,7 +37,7 @@ class Curve:
 
 def read_curves(metrics: Path) -> list[Curve]:
     """The panels of a stage; none where the file is missing."""
-    lines = read_lines(metrics)
+    lines = read_json_lines(metrics)
     curves = []
     for key, title in PANELS.items():
         found = {"training": series(lines, key), "validation": series(lines, f"validation/{key}")}
@@ -44,17 +45,6 @@ def read_curves(metrics: Path) -> list[Curve]:
         if logged:
             curves.append(Curve(title, {name: points[max(points)] for name, points in logged.items()}, draw(logged)))
     return curves
-
-
-def read_lines(metrics: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl."""
-    lines = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def series(lines: list[dict[str, Any]], key: str) -> dict[int, float]:

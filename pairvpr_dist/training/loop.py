@@ -10,16 +10,15 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pairvpr_dist import distributed
 from pairvpr_dist.config import TrainingConfig
-from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.models.weights import load_encoder, load_pretrained
 from pairvpr_dist.objectives import build_objective
@@ -28,9 +27,10 @@ from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import training_facts
 from pairvpr_dist.training.guards import Guard
-from pairvpr_dist.training.monitor import Monitor, mean_over_ranks, read_lines
+from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.schedules import Schedule, make_schedule
+from pairvpr_dist.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -138,27 +138,6 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
     }
 
 
-@torch.no_grad()
-def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int) -> None:
-    """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
-    loader = validation_loader(config, rank(), world_size())
-    window = []
-    for i, batch in enumerate(loader.epoch(0)):
-        batch = batch.to(engine.device)
-        window.append(engine.objective.validate(batch, step))
-        if i == 0 and (picture := engine.objective.picture(batch)) is not None:
-            monitor.show(step, picture)
-    monitor.write(step, {f"validation/{name}": value for name, value in mean_over_ranks(window).items()})
-
-
-def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:
-    """The loader of `data.validation`, in batches no larger than there are places."""
-    sizes = [len(ShardSet.open(folder).places) for folder in config.data.validation]
-    batch = min(config.data.places_per_batch, sum(sizes) // world * world)
-    data = replace(config.data, shards=config.data.validation, places_per_batch=batch, single_city=False)
-    return EpochLoader(data, config.model.image_size, config.seed, rank, world)
-
-
 def save(config: TrainingConfig, engine: Engine, folder: Path, progress: Progress) -> None:
     """Write a checkpoint; every rank must call, rank 0 writes, all go on when it is whole."""
     state = engine.full_state()
@@ -171,5 +150,5 @@ def export(config: TrainingConfig, engine: Engine, folder: Path, progress: Progr
     """Write the finished model; every rank must call."""
     state = engine.full_state()
     if state is not None:
-        facts = training_facts(config, progress, read_lines(folder / "metrics.jsonl"))
+        facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
         write_export(folder / "export", config.model, state.model, facts)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torchvision.io import write_png
 from tqdm import tqdm
 
 from pairvpr_dist.distributed import rank, sum_over_ranks
-from pairvpr_dist.files import replaced_when_done, write_text
+from pairvpr_dist.files import read_json_lines, replaced_when_done, write_text
 from pairvpr_dist.objectives.base import Metrics
 
 
@@ -100,14 +99,7 @@ def mean_over_ranks(window: list[Metrics]) -> dict[str, float]:
     return {name: float(total / count) for name, total, count in zip(names, *sums, strict=True)}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; an unfinished last line is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
 def _drop_lines_after(path: Path, step: int) -> None:
-    kept = [line for line in read_lines(path) if line["step"] <= step]
+    kept = [line for line in read_json_lines(path) if line["step"] <= step]
     if path.exists():
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -19,12 +19,12 @@ import torch
 from omegaconf import OmegaConf
 
 from pairvpr_dist.config import STAGES, Stage1Config, Stage2Config, TrainingConfig, config_from_dict, to_dict, to_yaml
-from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
+from pairvpr_dist.training.validation import validation_loader
 
 FREE_KEYS = {"data.workers", "train.zero_stage", "train.log_every", "train.validate_every", "train.checkpoint_every",
              "train.keep_checkpoints", "train.max_skipped_steps", "run"}  # fmt: skip
@@ -67,14 +67,14 @@ def read_config(folder: Path) -> TrainingConfig:
 
 def check(config: Stage1Config | Stage2Config) -> None:
     """Everything that can be known to fail before the first step, from the shards to the compiler."""
-    for folder in config.data.validation:
-        ShardSet.open(folder)
-    for r in range(config.launch.processes):
-        EpochLoader(config.data, config.model.image_size, config.seed, r, config.launch.processes)
-    if config.stage == "stage2" and config.data.places_per_batch // config.launch.processes < 2:
+    processes = config.launch.processes
+    EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
+    if config.data.validation:
+        validation_loader(config, 0, processes)
+    if config.stage == "stage2" and config.data.places_per_batch // processes < 2:
         raise UserError(
             f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "
-            f"to find negatives, and launch.processes={config.launch.processes}"
+            f"to find negatives, and launch.processes={processes}"
         )
     with torch.device("meta"):
         model = PairVPR(config.model)

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from pairvpr_dist.data.at_names import parse_at_name
 from pairvpr_dist.errors import UserError
 from shards.importers import Dropped, Place, PlaceImage
-from shards.importers.at_names import parse_at_name
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 KEY_LENGTH = 120  # of shard_format.KEY_PATTERN

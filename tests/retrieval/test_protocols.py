@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols import load_protocol
-from pairvpr_dist.retrieval.protocols.folder import positives_within, utm_of_name
+from pairvpr_dist.retrieval.protocols.folder import positives_within
 
 CSV = "query,positives,strict\nq1.jpg,a.jpg sub/b.PNG,\nq2.jpg,sub/b.PNG,sub/b.PNG\n"
 
@@ -92,17 +92,6 @@ def test_positives_within_equals_brute_force(queries: list, database: list, dist
         for qe, qn, qz in queries
     ]
     assert rows(positives_within(float(distance), queries, database)) == expected
-
-
-def test_utm_of_name() -> None:
-    assert utm_of_name("x/@0543256.96@4178906.70@10@S@37.7@-122.5@id@@270@@@@201408@@.jpg") == (
-        543256.96,
-        4178906.7,
-        "10S",
-    )
-    assert utm_of_name("x/@1@2.5.jpg") == (1, 2.5, "")
-    assert utm_of_name("x/@nan@2@.jpg") is None
-    assert utm_of_name("photo.jpg") is None
 
 
 @pytest.mark.parametrize(

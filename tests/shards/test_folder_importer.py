@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photographs import save, tree
 
+from pairvpr_dist.data.at_names import parse_at_name
 from pairvpr_dist.data.shard_format import KEY_PATTERN
 from pairvpr_dist.errors import UserError
 from shards.importers import Dropped, Place
-from shards.importers.at_names import parse_at_name
 from shards.importers.folder import FolderImporter, add_arguments, from_arguments, unique_keys
 
 AT = "@{}@{}@32@N@48.77@9.17@pano1@@{}@@@@{}@@.jpg"

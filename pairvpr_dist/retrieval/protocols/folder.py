@@ -8,11 +8,11 @@ the positives separated by spaces; names are relative to queries/ and database/.
 from __future__ import annotations
 
 import csv
-import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
+from pairvpr_dist.data.at_names import parse_at_name
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols.protocol import Protocol, as_rows, list_images, require_positives
 
@@ -81,19 +81,9 @@ def positives_within(distance: float, queries: list[Position], database: list[Po
     return positives
 
 
-def utm_of_name(name: str) -> Position | None:
-    """Position in an @-name (`...@EAST@NORTH@ZONE@LETTER@...`), None for a name of another kind."""
-    fields = PurePosixPath(name).stem.split("@")
-    try:
-        east, north = float(fields[1]), float(fields[2])
-    except (IndexError, ValueError):
-        return None
-    return (east, north, "".join(fields[3:5])) if math.isfinite(east) and math.isfinite(north) else None
-
-
 def _positions(root: Path, names: list[str]) -> list[Position]:
-    found = [utm_of_name(name) for name in names]
-    positions = [position for position in found if position]
+    found = [parse_at_name(name) for name in names]
+    positions = [(at.east, at.north, at.zone) for at in found if at]
     if len(positions) < len(names):
         raise UserError(
             f"{root / names[found.index(None)]}: no UTM position in the name and no {GROUND_TRUTH}; "

@@ -1,0 +1,39 @@
+"""Measuring an objective on places that are not trained on.
+
+Contract: the places of `data.validation`, read as epoch 0 of the run's seed and spread over the ranks; the same views
+at every validation, so that its curve shows the model alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pairvpr_dist.config import TrainingConfig
+from pairvpr_dist.data.corpus import Corpus
+from pairvpr_dist.data.loader import EpochLoader
+from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
+
+
+@torch.no_grad()
+def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int) -> None:
+    """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
+    loader = validation_loader(config, rank(), world_size())
+    window = []
+    for i, batch in enumerate(loader.epoch(0)):
+        batch = batch.to(engine.device)
+        window.append(engine.objective.validate(batch, step))
+        if i == 0 and (picture := engine.objective.picture(batch)) is not None:
+            monitor.show(step, picture)
+    monitor.write(step, {f"validation/{name}": value for name, value in mean_over_ranks(window).items()})
+
+
+def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:
+    """The loader of `data.validation`, in batches no larger than there are places."""
+    places = len(Corpus(config.data.validation, config.data.images_per_place).table)
+    batch = min(config.data.places_per_batch, places // world * world)
+    data = replace(config.data, shards=config.data.validation, places_per_batch=batch, single_city=False)
+    return EpochLoader(data, config.model.image_size, config.seed, rank, world)

@@ -7,8 +7,8 @@ coefficients stay as they are, so that a column's pixels are the panorama's but 
 
 from __future__ import annotations
 
+import errno
 import io
-import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama
 MAX_COLUMNS = 100  # two digits number the columns
 DCT_BLOCK = 8  # pixels
-DAMAGE = (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)  # what decoders raise
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def store(image: PlaceImage, options: ImageOptions) -> StoredImage | str:
         if width > MAX_COLUMNS * COLUMN:
             return f"panorama wider than {MAX_COLUMNS * COLUMN} pixels"
         return StoredImage(cut_columns(content), width, height, panorama=True)
-    except DAMAGE:
+    except Exception as error:  # a damaged file makes Pillow's parsers raise nearly anything, TypeError too
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # no room for temporary files: not the image's fault
         return "unreadable"
 
 

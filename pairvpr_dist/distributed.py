@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 NO_TIMEOUT = timedelta(days=365)  # a rank may wait for another's data or checkpoint for hours
 
@@ -60,7 +60,24 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return torch.cat(all_gather(rows.contiguous()))
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """`gather`, and back the own rows of the summed gradient.
+
+    Written out: torch has moved its own form twice since 2.7 and warns about the older ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient)[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 def gather(rows: Tensor) -> Tensor:

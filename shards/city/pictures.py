@@ -17,7 +17,7 @@ from shards.city.places import City, CityPlace
 from shards.city.textures import Channel
 from shards.city.visit import make_visit
 
-SEED = 0
+SEED = 2
 WEATHERS = ("day", "rain", "night", "fog", "snow", "day", "day", "night")
 
 
@@ -27,20 +27,22 @@ def visit_seeds(city: City) -> list[int]:
     return [seeds[name].pop(0) for name in WEATHERS]
 
 
-def facade_colours(city: City, place: CityPlace) -> bytes:
-    """What tells the design of the facade that a place looks at; signs left out."""
+def facade(city: City, place: CityPlace) -> tuple[float, bytes]:
+    """Height in metres of the facade that a place looks at, and what tells its design; signs left out."""
     view = place.views[0]
     bearing = np.degrees(np.arctan2(place.focal[0] - view.east, place.focal[1] - view.north))
-    facade = int(city.trace(view.east, view.north, np.array([bearing]))[0][0])
-    colours = city.streets[facade // 1000].walls.palette[facade % 1000]
-    return colours[[Channel.WALL, Channel.TRIM, Channel.GLASS]].tobytes()
+    number = int(city.trace(view.east, view.north, np.array([bearing]))[0][0])
+    walls = city.streets[number // 1000].walls
+    colours = walls.palette[number % 1000, [Channel.WALL, Channel.TRIM, Channel.GLASS]]
+    return float(walls.height[number % 1000]), colours.tobytes()
 
 
 def aliasing_places(city: City) -> tuple[CityPlace, CityPlace]:
-    """The first two places whose facades are of one design."""
+    """The first two places whose facades, of houses and not of gardens, are of one design."""
     seen: dict[bytes, CityPlace] = {}
     for place in city.places:
-        other = seen.setdefault(facade_colours(city, place), place)
+        height, design = facade(city, place)
+        other = seen.setdefault(design, place) if height > 4 else place
         if other is not place:
             return other, place
     raise ValueError("every facade has a design of its own; take more places or fewer styles")
@@ -57,11 +59,11 @@ def visits(city: City) -> NDArray[np.uint8]:
 
 
 def panoramas(city: City) -> NDArray[np.uint8]:
-    """One panorama by day and by night, a quarter of its pixels."""
+    """One panorama by day and by night, reduced."""
     view, (day, _, night, *_) = city.places[7].views[0], visit_seeds(city)
     wide = np.concatenate([city.render(dataclasses.replace(view, visit_seed=seed)) for seed in (day, night)])
     return np.asarray(
-        Image.fromarray(wide).resize((wide.shape[1] * 3 // 8, wide.shape[0] * 3 // 8), Image.Resampling.BOX)
+        Image.fromarray(wide).resize((wide.shape[1] * 5 // 16, wide.shape[0] * 5 // 16), Image.Resampling.BOX)
     )
 
 
@@ -71,7 +73,7 @@ def main(folder: Path) -> None:
         ("city-visits", visits(City(SEED, 240, size=128))),
         ("city-panorama", panoramas(City(SEED, 24, views=1, panoramas=True))),
     ):
-        Image.fromarray(picture).quantize(64).save(folder / f"{name}.png", optimize=True)
+        Image.fromarray(picture).quantize(128, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

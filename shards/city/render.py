@@ -123,11 +123,9 @@ def _level(texels: Floats) -> NDArray[np.int32]:
 def _lit_palette(camera: Camera, street: Street, visit: Visit, hits: Hits) -> Floats:
     """(W, 8, 3): the facades' colours under the visit's light; signs shine at night, ledges carry snow."""
     walls = street.walls
-    normal = walls.along[hits.wall] / walls.length[hits.wall, None]  # turned by 90 degrees, it looks into the street
-    sun = np.radians(visit.sun[0] - street.heading)
-    towards = np.maximum(normal[:, 1] * np.cos(sun) - normal[:, 0] * np.sin(sun), 0)
     x = camera.x + hits.t * camera.rays[:, 0]
-    light = visit.ambient + towards[:, None] * visit.direct + _lamp_light(visit, x)[:, None] * visit.lamps
+    sunny = sun_on_facades(street, visit)[hits.wall, None]
+    light = visit.ambient + sunny * visit.direct + _lamp_light(visit, x)[:, None] * visit.lamps
     palette = walls.palette[hits.wall]
     if visit.snow:
         palette[:, Channel.ROOF] = 0.85
@@ -135,6 +133,13 @@ def _lit_palette(camera: Camera, street: Street, visit: Visit, hits: Hits) -> Fl
     if visit.night:
         lit[:, Channel.SIGN : Channel.GLYPH + 1] = 0.75 * palette[:, Channel.SIGN : Channel.GLYPH + 1]
     return lit
+
+
+def sun_on_facades(street: Street, visit: Visit) -> NDArray:
+    """(N,) cosine in plan between each facade's normal, which looks into the street, and the sun; 0 from behind."""
+    along = street.walls.along / street.walls.length[:, None]
+    sun = np.radians(visit.sun[0] - street.heading)
+    return np.maximum(along[:, 0] * np.sin(sun) - along[:, 1] * np.cos(sun), 0)
 
 
 def _fog(image: Floats, camera: Camera, visit: Visit, hits: Hits) -> None:

@@ -17,7 +17,7 @@ from shards.city.textures import Floats
 
 Colour = NDArray[np.float32]  # (3,) or light gains per channel, RGB in [0, 1]
 
-CLEAR_SKY = np.array([0.3, 0.5, 0.85])
+CLEAR_SKY = np.array([0.42, 0.62, 0.95])
 LAMPLIGHT = np.array([0.7, 0.56, 0.35])
 
 

@@ -14,6 +14,7 @@ from pairvpr_dist.errors import UserError
 from shards.city import world
 from shards.city.camera import bearings_of_panorama
 from shards.city.figures import figures
+from shards.city.render import sun_on_facades
 from shards.city.visit import Visit, make_visit
 from shards.synthetic_city import City, CityPlace, Difficulty, write_folder
 
@@ -147,6 +148,20 @@ def test_another_visit_changes_the_light_and_the_traffic() -> None:
     for visit in visits:
         light[visit.weather].append(city.render(dataclasses.replace(view, visit_seed=visit.seed)).mean())
     assert np.median(light["night"]) < 0.75 * np.median(light["day"])
+
+
+def test_the_sun_lights_the_facades_that_look_towards_it() -> None:
+    city = City(3, 1)
+    street, visit = city.streets[0], make_visit(0, city.difficulty)
+    walls = street.walls
+    foot = (walls.start + walls.along / 2)[:-2].astype(float)  # the last two close the street's ends
+    to_middle = street.middle(foot[:, 0]) - foot[:, 1]
+    for bearing_deg in (20.0, 140.0, 250.0):
+        lit = sun_on_facades(street, dataclasses.replace(visit, sun=(bearing_deg, 30.0)))[:-2]
+        sun_y = np.sin(np.radians(bearing_deg - street.heading))
+        if abs(sun_y) > 0.2:  # not along the bending street
+            np.testing.assert_array_equal(lit > 0, to_middle * sun_y > 0)
+        assert 0.2 < (lit > 0).mean() < 0.8
 
 
 def test_two_cameras_of_one_visit_see_the_same_cars() -> None:

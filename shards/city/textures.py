@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 TILE = 64  # texels, side of a tile
 LEVELS = 7  # mipmap levels: 64, 32, ..., 1 texels
 EMPTY = 255  # in a painting: nothing here
+WALL_COLOURS = np.array([
+    [178, 84, 62], [146, 66, 52], [214, 182, 132], [232, 220, 194], [198, 160, 96], [168, 170, 174], [120, 128, 138],
+    [224, 196, 170], [150, 172, 190], [164, 184, 150], [226, 168, 150], [240, 238, 232], [96, 92, 90], [206, 140, 84],
+    [110, 140, 130], [236, 210, 120], [140, 110, 140], [80, 100, 132],
+]) / 255  # fmt: skip
 
 Painting = NDArray[np.uint8]  # (TILE, TILE) of Channel or EMPTY
 Floats = NDArray[np.float32]

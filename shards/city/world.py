@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shards.city import textures
 from shards.city.settings import Difficulty
 from shards.city.sprites import SPRITES
-from shards.city.textures import TILE, Atlas, Channel, Floats, Painting
+from shards.city.textures import TILE, WALL_COLOURS, Atlas, Channel, Floats, Painting
 
 HALF_WIDTH = 11.0  # metres from the middle of the street to the facades
 KERB = 7.0  # metres from the middle to the kerb
@@ -26,11 +26,6 @@ MARGIN = 30.0  # metres of street before the first and after the last place
 ROWS, BAYS = 10, 8  # bounds of a building: sign and cornice count as rows
 STEP = 0.04  # metres, resolution of the table that maps height to row and texel
 SIGNS = 160  # distinct bays of lettering in a city
-WALL_COLOURS = np.array([
-    [178, 84, 62], [146, 66, 52], [214, 182, 132], [232, 220, 194], [198, 160, 96], [168, 170, 174], [120, 128, 138],
-    [224, 196, 170], [150, 172, 190], [164, 184, 150], [226, 168, 150], [240, 238, 232], [96, 92, 90], [206, 140, 84],
-    [110, 140, 130], [236, 210, 120], [140, 110, 140], [80, 100, 132],
-]) / 255  # fmt: skip
 
 
 @dataclass(frozen=True)

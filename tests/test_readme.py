@@ -130,6 +130,7 @@ def test_the_python_face_runs_as_shown(export: Path, street: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_five_commands_run_as_shown(street: Path, tmp_path: Path) -> None:
     """README's commands one after another, word by word, on a small street, with fewer steps."""
     (block,) = [block for block in blocks(PAGES["README.md"]) if "shards/build.py" in block]

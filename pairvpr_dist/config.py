@@ -187,6 +187,9 @@ class LaunchConfig:
     processes: int
     threads: int | None  # CPU threads per process; none: the cores shared out
 
+    def __post_init__(self) -> None:
+        _require(self.processes > 0, "launch.processes", self.processes, "must be positive")
+
 
 @dataclass
 class EvalConfig:
@@ -357,20 +360,30 @@ def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
     try:
         return OmegaConf.merge(config, delta)
     except (ConfigKeyError, ConfigAttributeError) as error:
-        key = error.full_key or str(error.key)
+        key = _first_leaf(delta, error.full_key or str(error.key))
         known = known_keys(typing.cast(type, OmegaConf.get_type(config)))
         raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(key, known)}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]} (key {error.full_key})") from None
 
 
+def _first_leaf(delta: DictConfig | ListConfig, key: str) -> str:
+    """The first leaf of `delta` at or below `key`: of trian.epochs=1 only `trian` is reported as unknown."""
+    node = OmegaConf.select(delta, key)
+    while isinstance(node, DictConfig) and node:
+        name = str(next(iter(node)))
+        key, node = f"{key}.{name}", node[name]
+    return key
+
+
 def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """A hint: among the keys of the same last name, else those of the same section, else all."""
     names = list(known)
-    sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
-    section = key.rsplit(".", 1)[0]
-    siblings = [name for name in names if name.startswith(f"{section}.")] if section in sections else names
-    hint = nearest(key, siblings)
-    return hint if hint.startswith("did") else nearest(key, names) if siblings is not names else hint
+    section, _, last = key.rpartition(".")
+    same_name = [name for name in names if name.rpartition(".")[2] == last]
+    siblings = [name for name in names if name.startswith(f"{section}.")]
+    hints = [nearest(key, candidates) for candidates in (same_name, siblings, names)]
+    return next((hint for hint in hints if hint.startswith("did")), hints[-1])
 
 
 def _to_dataclass(config: Any, where: str) -> Any:

@@ -67,6 +67,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: already holds something; name a new folder or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process with our number that was killed
     aside.mkdir()
     try:
         yield aside

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -20,6 +21,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.data.loader import Batch
@@ -83,16 +85,18 @@ class Engine:
         masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if bf16 else {}
         self._frozen = frozen if rank() == 0 else {}
         self._optimizer = build_optimizer(model, config.optim)
+        self._plain_norm: Tensor | None = None
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimizer,
             config=deepspeed_config(config, bf16, world_size()),
         )
         self.objective: Objective = self.engine.module
+        self._copies = self._fp32_copies()
         self._materialise_optimizer_state()
         for name, parameter in self._trained():
             if name in masters:
-                safe_set_full_fp32_param(parameter, masters[name].to(self.engine.device))
+                self._set_fp32(parameter, masters[name].to(self.engine.device))
 
     @property
     def device(self) -> torch.device:
@@ -111,12 +115,17 @@ class Engine:
     def step(self, loss: Tensor) -> bool:
         """Backward and update. False when the update was skipped for a gradient that is not finite."""
         self.engine.backward(loss)
+        if self.engine.optimizer is self._optimizer:  # fp32 without ZeRO: DeepSpeed does not look at the gradient
+            self._plain_norm = get_total_norm([p.grad for _, p in self._trained() if p.grad is not None])
+            if not self._plain_norm.isfinite():
+                self.engine.zero_grad()
+                return False
         self.engine.step()
         return self.engine.was_step_applied()
 
     def gradient_norm(self) -> float:
-        """Global norm of the last step's gradient before clipping; NaN where DeepSpeed did not compute it."""
-        norm = self.engine.get_global_grad_norm()
+        """Global norm of the last step's gradient before clipping; not finite when the update was skipped."""
+        norm = self._plain_norm if self._plain_norm is not None else self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     def full_state(self) -> FullState | None:
@@ -142,14 +151,12 @@ class Engine:
         for name, parameter in self._trained():
             value = state.model[name].to(self.engine.device)
             moments = {m: state.moments[f"{m}/{name}"].to(self.engine.device) for m in MOMENTS}
-            if self._partitioned(parameter):
-                safe_set_full_fp32_param(parameter, value)
-                for moment, tensor in moments.items():
+            self._set_fp32(parameter, value)
+            for moment, tensor in moments.items():
+                if self._partitioned(parameter):
                     safe_set_full_optimizer_state(parameter, tensor, moment)
-            else:
-                parameter.data.copy_(value)
-                for moment, tensor in moments.items():
-                    self._optimizer.state[parameter][moment].copy_(tensor)
+                else:
+                    self._optimizer.state[self._updated(parameter)][moment].copy_(tensor)
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.objective.model.named_parameters() if p.requires_grad]
@@ -159,12 +166,28 @@ class Engine:
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
     def _fp32(self, parameter: nn.Parameter) -> Tensor:
-        return safe_get_full_fp32_param(parameter) if self._partitioned(parameter) else parameter
+        return safe_get_full_fp32_param(parameter) if self._partitioned(parameter) else self._updated(parameter)
+
+    def _set_fp32(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self._partitioned(parameter):
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            self._updated(parameter).data.copy_(value)
+
+    def _updated(self, parameter: nn.Parameter) -> Tensor:
+        """What AdamW updates without ZeRO: the parameter itself, or in bf16 its fp32 copy."""
+        return self._copies.get(parameter, parameter)
+
+    def _fp32_copies(self) -> dict[nn.Parameter, Tensor]:
+        wrapper = self.engine.optimizer
+        if not hasattr(wrapper, "fp32_groups"):  # only DeepSpeed's optimizer for bf16 without ZeRO has them
+            return {}
+        return dict(zip(chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups), strict=True))
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         if self._partitioned(parameter):
             return safe_get_full_optimizer_state(parameter, moment)
-        return self._optimizer.state[parameter][moment]
+        return self._optimizer.state[self._updated(parameter)][moment]
 
     def _updates(self) -> int:
         return int(max(float(state["step"]) for state in self._optimizer.state.values()))

@@ -1,0 +1,34 @@
+"""Train the same small run of each stage at ZeRO 0, 1, 2 and 3, one after another in one process group.
+
+Started by an elastic agent: `python equivalence_program.py SHARDS OUT STAGE...`; writes OUT/zero-<k>/<stage>.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from small_runs import small_config
+
+from pairvpr_dist import distributed
+from pairvpr_dist.training.loop import train
+from pairvpr_dist.training.run_folder import stage_folder
+
+STEPS = 4
+
+
+def main() -> None:
+    shards, out, *stages = sys.argv[1:]
+    distributed.start()
+    for stage in stages:
+        for zero in range(4):
+            changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}"]
+            config = small_config(stage, Path(shards), Path(out) / f"zero-{zero}", changes)
+            folder = stage_folder(config)
+            folder.mkdir(parents=True, exist_ok=True)  # every rank passes here
+            train(config, folder)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The same run at any ZeRO stage and on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import log_of, run_program, small_config, weights_of
+
+from pairvpr_dist import PairVPR
+
+METRICS = {"stage1": ["loss", "grad_norm"], "stage2": ["loss", "loss/descriptor", "loss/pair", "grad_norm"]}
+LR = {"stage1": 1e-3, "stage2": 5e-4}
+
+Runs = dict[tuple[str, int, int], Path]
+
+
+@pytest.fixture(scope="module")
+def runs(city_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Folders of 4-step runs by (stage, processes, ZeRO stage)."""
+    folders: Runs = {}
+    for world, stages in {1: ["stage1", "stage2"], 2: ["stage1", "stage2"], 3: ["stage1"]}.items():
+        out = tmp_path_factory.mktemp(f"world-{world}")
+        run_program("equivalence_program.py", world, city_shards, out, *stages)
+        folders |= {(stage, world, zero): out / f"zero-{zero}" / stage for stage in stages for zero in range(4)}
+    return folders
+
+
+def check_same(folder: Path, reference: Path, stage: str) -> None:
+    """Losses to float rounding; weights to a hundredth of one update."""
+    np.testing.assert_allclose(
+        log_of(folder, METRICS[stage]), log_of(reference, METRICS[stage]), rtol=1e-5, err_msg=str(folder)
+    )
+    ours, theirs = weights_of(folder), weights_of(reference)
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        if not _cancels_in_softmax(name):
+            torch.testing.assert_close(ours[name], weight, rtol=0, atol=LR[stage] / 100, msg=f"{folder}: {name}")
+
+
+def _cancels_in_softmax(name: str) -> bool:
+    """A bias of keys shifts all logits of a query alike: its gradient is 0 but for rounding, which Adam blows up."""
+    return name.endswith(("attn.qkv.bias", "cross_attn.k.bias"))
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_stage1_is_the_same_at_every_zero_stage_and_world_size(runs: Runs, world: int, zero: int) -> None:
+    check_same(runs["stage1", world, zero], runs["stage1", 1, 0], "stage1")
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("world", [1, 2])
+def test_stage2_is_the_same_at_every_zero_stage(runs: Runs, world: int, zero: int) -> None:
+    check_same(runs["stage2", world, zero], runs["stage2", world, 0], "stage2")
+
+
+def test_stage2_starts_with_the_descriptor_loss_of_the_whole_batch(runs: Runs) -> None:
+    """Pairs are mined per process, so only what precedes the first update is equal."""
+    one, two = (log_of(runs["stage2", world, 0], ["loss/descriptor", "loss"])[0] for world in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-6)  # the pair loss still weighs nothing
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_only_the_parts_that_a_stage_trains_move(runs: Runs, city_shards: Path, stage: str) -> None:
+    """So that the comparisons above do not hold of runs that do nothing."""
+    config = small_config(stage, city_shards, Path("unused"))
+    torch.manual_seed(config.seed)
+    before, after = PairVPR(config.model).state_dict(), weights_of(runs[stage, 1, 0])
+    still = {
+        "stage1": ("decoder.pos_embed", "decoder.class_token", "descriptor_head.", "pair_head."),
+        "stage2": ("decoder.pos_embed", "pixel_head.", "encoder.mask_token"),
+    }[stage]
+    for name, weight in before.items():
+        assert torch.equal(after[name], weight) == name.startswith(still), name

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pairvpr_dist.config import PATCH
 from pairvpr_dist.errors import UserError, nearest
+from pairvpr_dist.models.patches import sincos_positions
 
 TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
 
@@ -69,8 +70,12 @@ class Encoder(nn.Module):
         self.dim = shape.dim
         self.frozen_blocks = frozen_blocks
         self.vit = _vision_transformer(shape)
-        self.mask_token = nn.Parameter(torch.zeros(1, shape.dim))
+        self.mask_token = nn.Parameter(torch.empty(1, shape.dim))
         nn.init.normal_(self.mask_token, std=0.02)
+        # From scratch, positions are there from the first step: a random table of 37 x 37 nearly cancels out when
+        # it is resized to the few patches of a small image.
+        with torch.no_grad():
+            self.vit.pos_embed.copy_(sincos_positions(shape.dim, TABLE_SIZE // PATCH))
         if frozen_blocks:
             embeddings = [self.mask_token, self.vit.cls_token, self.vit.reg_token, self.vit.pos_embed]
             frozen = [self.vit.patch_embed, *self.vit.blocks[:frozen_blocks]]

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -25,6 +26,10 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
     processes = config.launch.processes
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # DeepSpeed compiles with ninja, which stands beside the Python of the environment, activated or not.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of its guess at every start
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",

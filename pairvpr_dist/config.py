@@ -251,6 +251,10 @@ class Stage1Config(RunConfig):
     optim: OptimConfig
     train: TrainConfig
 
+    def __post_init__(self) -> None:
+        _require(self.data.images_per_place == 2, "data.images_per_place", self.data.images_per_place,
+                 "stage 1 learns from pairs; it must be 2")  # fmt: skip
+
 
 @dataclass
 class Stage2Config(RunConfig):

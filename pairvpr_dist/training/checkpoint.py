@@ -39,8 +39,7 @@ class Progress:
 def save(folder: Path, state: FullState, progress: Progress, config: TrainingConfig, keep: int) -> Path:
     """Write a checkpoint below `folder`, point `latest` to it, remove all but the `keep` newest."""
     path = folder / f"step-{progress.step:08d}"
-    if path.exists():  # written before a resume from an older one
-        shutil.rmtree(path)
+    _remove_leftovers(folder, path)
     with new_folder(path) as aside:
         save_file(state.model, aside / "model.safetensors")
         save_file(state.moments, aside / "moments.safetensors")
@@ -82,7 +81,7 @@ def find_fault(path: Path) -> str | None:
         for name in FILES:
             if _record(path / name) != manifest[name]:
                 return f"{name} differs from the manifest"
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: neither JSON nor text
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -90,6 +89,15 @@ def find_fault(path: Path) -> str | None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoint folders, the newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _remove_leftovers(folder: Path, path: Path) -> None:
+    """Remove what a process left that was killed while it wrote, and damaged checkpoints that the run passed over.
+
+    Those are as new as `path` or newer; were they kept, they would count as the newest and be tried first.
+    """
+    for old in [*folder.glob(".step-*.part"), *(one for one in _checkpoints(folder) if one.name >= path.name)]:
+        shutil.rmtree(old)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,9 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
 
 def _commit() -> str:
     """Commit of the code that runs, 'unknown' outside a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
     here = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    answer = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"

@@ -12,11 +12,13 @@ that differ; keys that do not change the result (processes, ZeRO stage, workers,
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from pairvpr_dist.config import STAGES, Stage1Config, Stage2Config, TrainingConfig, config_from_dict, to_dict, to_yaml
 from pairvpr_dist.data.loader import EpochLoader
@@ -40,16 +42,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "export" / "config.json").exists()
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether the stage has made its first step. Before that, another configuration may take its folder."""
+    return (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists()
+
+
 def open_folder(config: TrainingConfig) -> Path:
     """Check everything that a user handed in, then make or go on with the stage's folder. `UserError` on any fault."""
     check(config)
     folder = stage_folder(config)
     written = folder / "config.yaml"
-    if written.exists():
+    if written.exists() and has_begun(folder):
         differing = _differences(to_dict(read_config(folder)), to_dict(config))
         if differing:
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path != written for path in folder.iterdir()):
         raise UserError(f"{folder}: holds something else than a run; name another run=...")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(written, to_yaml(config))
@@ -61,7 +68,12 @@ def read_config(folder: Path) -> TrainingConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{path}: no such file; it should be a run's configuration")
-    values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"{path}: not readable as a run's configuration: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict) or values.get("stage") not in STAGES:
+        raise UserError(f"{path}: not a run's configuration; name another run=...")
     return config_from_dict(STAGES[values["stage"]], values, str(path))
 
 
@@ -82,8 +94,18 @@ def check(config: Stage1Config | Stage2Config) -> None:
         check_same_architecture(model.config, Path(config.init.model))
     if config.init.encoder:
         read_tensors(Path(config.init.encoder))
-    if not torch.cuda.is_available() and not shutil.which("g++"):
-        raise UserError("no g++ on this machine: DeepSpeed compiles its CPU communication at first use; install g++")
+    if not torch.cuda.is_available():
+        _check_compiler()
+
+
+def _check_compiler() -> None:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if not shutil.which("g++") or not headers.exists():
+        absent = str(headers) if shutil.which("g++") else "g++"
+        raise UserError(
+            f"{absent}: not on this machine, and DeepSpeed compiles its CPU communication at first use; "
+            "install g++ and Python's headers (Debian: g++ python3-dev)"
+        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from pairvpr_dist.training.run_folder import read_config
 def main() -> None:
     """Train; a `UserError` is told once, by rank 0, and ends the process with status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
     folder = Path(sys.argv[1])
     distributed.start()
     try:

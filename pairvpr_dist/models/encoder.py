@@ -74,8 +74,7 @@ class Encoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         # From scratch, positions are there from the first step: a random table of 37 x 37 nearly cancels out when
         # it is resized to the few patches of a small image.
-        with torch.no_grad():
-            self.vit.pos_embed.copy_(sincos_positions(shape.dim, TABLE_SIZE // PATCH))
+        self.vit.pos_embed = nn.Parameter(sincos_positions(shape.dim, TABLE_SIZE // PATCH)[None])
         if frozen_blocks:
             embeddings = [self.mask_token, self.vit.cls_token, self.vit.reg_token, self.vit.pos_embed]
             frozen = [self.vit.patch_embed, *self.vit.blocks[:frozen_blocks]]

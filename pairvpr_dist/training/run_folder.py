@@ -52,11 +52,11 @@ def open_folder(config: TrainingConfig) -> Path:
     check(config)
     folder = stage_folder(config)
     written = folder / "config.yaml"
-    if written.exists() and has_begun(folder):
+    if written.exists():
         differing = _differences(to_dict(read_config(folder)), to_dict(config))
-        if differing:
+        if differing and has_begun(folder):
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
-    elif folder.exists() and any(path != written for path in folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something else than a run; name another run=...")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(written, to_yaml(config))

@@ -1,0 +1,30 @@
+"""What ends a run that has gone wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.training.guards import Guard
+
+
+def test_only_skips_in_a_row_end_a_run(tmp_path: Path) -> None:
+    guard = Guard(tmp_path, max_skipped_steps=3)
+    for step, applied in enumerate([False, False, True, False, False, True]):
+        guard.check_update(step, applied)
+    guard.check_update(6, False)
+    guard.check_update(7, False)
+    with pytest.raises(UserError, match=r"step 8: 3 updates in a row were skipped.*there is no checkpoint"):
+        guard.check_update(8, False)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path: Path, loss: float) -> None:
+    guard = Guard(tmp_path, max_skipped_steps=3)
+    guard.check_loss(1, 1e30)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000020\n")
+    with pytest.raises(UserError, match=r"step 25: the loss is -?(nan|inf); the last checkpoint is step-00000020 in"):
+        guard.check_loss(25, loss)

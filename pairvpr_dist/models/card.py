@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pairvpr_dist.config import ModelConfig
 
 
 def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int) -> str:
-    """Markdown for `README.md` of an export. `facts` may hold stage, data, licence, metrics, commit and more."""
+    """Markdown for `README.md` of an export.
+
+    `facts` may hold stage, data, licence, metrics, commit and more; `config`, the whole configuration, comes last.
+    """
     lines = [
         "# Pair-VPR model",
         "",
         f"Encoder {config.encoder}, {config.image_size} px, {parameters / 1e6:,.1f} M numbers.",
     ]
     lines += ["", "| fact | value |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items() if name != "config"]
     lines += [
         "",
         "```python",
@@ -24,6 +29,8 @@ def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int) -> s
         "```",
         "",
     ]
+    if "config" in facts:
+        lines += ["Made with:", "", "```yaml", OmegaConf.to_yaml(OmegaConf.create(facts["config"])).rstrip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -50,11 +50,11 @@ class Monitor:
         now = time.perf_counter()
         seconds = now - self._since
         line |= extra
-        line["pairs_per_second"] = len(self._window) * self._places / seconds
+        line["places_per_second"] = len(self._window) * self._places / seconds
         line["data_wait_share"] = self._waited / seconds
         self._window, self._waited, self._since = [], 0.0, now
         self.write(step, line)
-        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} places/s")
+        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['places_per_second']:.0f} places/s")
         return line
 
     def write(self, step: int, line: dict[str, float]) -> None:

@@ -35,7 +35,7 @@ def test_a_line_is_the_mean_since_the_last(tmp_path: Path) -> None:
     lines = read_json_lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (3, 4.0), (4, 6.0)]
     assert [line["lr"] for line in lines] == pytest.approx([0.1, 0.3, 0.4])
-    assert all(line["pairs_per_second"] > 0 for line in lines)
+    assert all(line["places_per_second"] > 0 for line in lines)
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_it_redoes(tmp_path: Path) -> None:

@@ -21,15 +21,20 @@ from pairvpr_dist.errors import UserError
 USER_ERROR_STATUS = 2
 
 
-def run_training(config: TrainingConfig, folder: Path) -> None:
-    """Run the workers of one stage to their end; raises `SystemExit(2)` or `UserError` when one fails."""
-    processes = config.launch.processes
-    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
+def set_environment(threads: int) -> None:
+    """Set what workers inherit."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # DeepSpeed compiles with ninja, which stands beside the Python of the environment, activated or not.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of its guess at every start
+
+
+def run_training(config: TrainingConfig, folder: Path) -> None:
+    """Run the workers of one stage to their end; raises `SystemExit(2)` or `UserError` when one fails."""
+    processes = config.launch.processes
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
+    set_environment(threads)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from launchers.processes import set_environment
 from pairvpr_dist.config import TrainingConfig, load_config
 
 PLACES = 12
@@ -33,7 +34,7 @@ def small_config(stage: str, shards: Path, run: Path, changes: Sequence[str] = (
 
 def run_program(name: str, processes: int, *arguments: object) -> None:
     """Run a program beside this file as `processes` ranks; raises when one of them fails."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    set_environment(threads=1)
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{name}-{os.getpid()}",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,

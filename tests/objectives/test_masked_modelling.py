@@ -1,0 +1,148 @@
+"""Stage 1: the loss against a plain loop, and what it does not look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pairvpr_dist import PairVPR
+from pairvpr_dist.config import AugmentConfig, MaskedModellingConfig
+from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.objectives.masked_modelling import MaskedModelling
+
+AUGMENT = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=[1.0, 1.0], colour_jitter=0.4, rand_augment_ops=0)
+
+
+def make_batch(places: int = 4, size: int = 70) -> Batch:
+    draws = torch.Generator().manual_seed(1)
+    return Batch(
+        torch.randint(0, 256, (places, 2, 3, size, size), generator=draws, dtype=torch.uint8),
+        torch.randint(0, 2**62, (places, 2), generator=draws),
+        torch.arange(places),
+        torch.arange(places) % 2,
+    )
+
+
+@pytest.fixture
+def objective(model: PairVPR) -> MaskedModelling:
+    own = PairVPR(model.config)
+    own.load_state_dict(model.state_dict())
+    return MaskedModelling(own, MaskedModellingConfig(mask_ratio=0.9), AUGMENT, ["land", "sea"])
+
+
+def plain_loss(prediction: Tensor, image: Tensor, mask: Tensor) -> float:
+    """The definition, one hidden patch after another."""
+    errors = []
+    for place in range(len(image)):
+        for patch in range(mask.shape[1]):
+            if mask[place, patch]:
+                row, column = patch // 5 * 14, patch % 5 * 14
+                pixels = image[place, :, row : row + 14, column : column + 14].double()
+                target = (pixels - pixels.mean()) / (pixels.var(unbiased=True) + 1e-6).sqrt()
+                guess = prediction[place, patch].double().reshape(14, 14, 3).permute(2, 0, 1)
+                errors.append(((guess - target) ** 2).mean())
+    return float(torch.stack(errors).mean())
+
+
+def test_the_loss_is_the_definition(objective: MaskedModelling) -> None:
+    batch = make_batch()
+    image, other, mask = objective.views(batch)
+    assert mask.sum(dim=1).tolist() == [22] * 4  # int(0.9 * 25)
+    with torch.no_grad():
+        prediction = objective.model.reconstruct(image, mask, other)
+        loss, _ = objective(batch, 0)
+    assert float(loss) == pytest.approx(plain_loss(prediction, image, mask), rel=1e-5)
+
+
+def test_only_hidden_patches_count(objective: MaskedModelling) -> None:
+    image, _, mask = objective.views(make_batch())
+    prediction = torch.randn(4, 25, 588)
+    losses = objective.losses(prediction, image, mask)
+    noise = torch.randn_like(prediction)
+    assert torch.equal(objective.losses(prediction + noise * ~mask[..., None], image, mask), losses)
+    hidden = mask.float().argmax(dim=1)  # one hidden patch of each place
+    prediction[torch.arange(4), hidden] += 1
+    assert (objective.losses(prediction, image, mask) != losses).all()
+
+
+def test_gradients_reach_encoder_decoder_and_head_alone(objective: MaskedModelling) -> None:
+    objective(make_batch(), 0)[0].backward()
+    without = {name for name, p in objective.model.named_parameters() if p.grad is None or not p.grad.any()}
+    stage2_only = {
+        name
+        for name, _ in objective.model.named_parameters()
+        if name.startswith(("decoder.class_token", "descriptor_head", "pair_head"))
+    }
+    assert without == stage2_only
+    assert all(not p.requires_grad for name, p in objective.model.named_parameters() if name in stage2_only)
+
+
+def test_the_loss_of_every_data_set(objective: MaskedModelling) -> None:
+    batch = make_batch()
+    with torch.no_grad():
+        loss, metrics = objective(batch, 0)
+        by_hand = {
+            name: objective(Batch(*(getattr(batch, f)[rows] for f in ("images", "keys", "places", "datasets"))), 0)[0]
+            for name, rows in {"loss/land": [0, 2], "loss/sea": [1, 3]}.items()
+        }
+    assert metrics.keys() == by_hand.keys()
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(metrics[name], expected)
+    torch.testing.assert_close(sum(metrics.values()) / 2, loss)
+
+
+def test_a_data_set_that_the_batch_lacks_is_nan_and_a_single_one_is_not_told(objective: MaskedModelling) -> None:
+    batch = replace(make_batch(), datasets=torch.zeros(4, dtype=torch.int64))
+    _, metrics = objective(batch, 0)
+    assert metrics["loss/sea"].isnan()
+    objective.datasets = ["land"]
+    assert objective(batch, 0)[1] == {}
+
+
+def test_a_view_is_the_same_in_every_batch(objective: MaskedModelling) -> None:
+    batch = make_batch()
+    turned = Batch(*(getattr(batch, f).flip(0) for f in ("images", "keys", "places", "datasets")))
+    for ours, theirs in zip(objective.views(batch), objective.views(turned), strict=True):
+        assert torch.equal(ours, theirs.flip(0))
+
+
+def test_the_cross_view_gain_is_the_loss_with_a_wrong_second_view_less_that_with_the_right_one(
+    objective: MaskedModelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that copies the second view gains from it: here both views of a place are the same image."""
+    batch = make_batch()
+    batch.images[:, 1] = batch.images[:, 0]
+    batch.keys[:, 1] = batch.keys[:, 0]
+
+    def copy_the_other(image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+        from pairvpr_dist.models.patches import normalised_patches
+
+        return normalised_patches(other)
+
+    monkeypatch.setattr(objective.model, "reconstruct", copy_the_other)
+    metrics = objective.validate(batch, 0)
+    assert float(metrics["loss"]) == pytest.approx(0, abs=1e-6)
+    assert float(metrics["cross_view_gain"]) == pytest.approx(2, rel=0.1)  # two independent normalised patches
+
+    def blind(image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+        return torch.zeros(4, 25, 588)
+
+    monkeypatch.setattr(objective.model, "reconstruct", blind)
+    assert float(objective.validate(batch, 0)["cross_view_gain"]) == 0
+
+
+def test_the_picture_shows_four_columns_a_place(objective: MaskedModelling) -> None:
+    batch = make_batch()
+    picture = objective.picture(batch)
+    assert picture.shape == (3, 4 * 70, 4 * 70)
+    assert picture.dtype == torch.uint8
+    image, other, _ = objective.views(batch)
+    assert (picture[:, :70, 140:210].float() - objective.picture(batch)[:, :70, 140:210].float()).abs().max() == 0
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for column, expected in ((2, image), (3, other)):
+        shown = picture[:, :70, 70 * column : 70 * column + 70].float() / 255
+        pixels = expected[0] * std[:, None, None] + mean[:, None, None]
+        torch.testing.assert_close(shown, pixels, atol=0.003, rtol=0)

@@ -1,0 +1,138 @@
+"""Stage 2: both losses against their definitions, and the whole batch seen from every rank."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import run_program
+from torch import Tensor
+
+from pairvpr_dist import PairVPR
+from pairvpr_dist.config import load_config
+from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.objectives.place_recognition import PlaceRecognition, ramp
+
+HERE = Path(__file__).parent
+
+
+def make_batch(places: int = 3, views: int = 2) -> Batch:
+    draws = torch.Generator().manual_seed(1)
+    return Batch(
+        torch.randint(0, 256, (places, views, 3, 42, 42), generator=draws, dtype=torch.uint8),
+        torch.randint(0, 2**62, (places, views), generator=draws),
+        torch.arange(places) + 7,
+        torch.zeros(places, dtype=torch.int64),
+    )
+
+
+def make_objective(model: PairVPR, *changes: str) -> PlaceRecognition:
+    config = load_config("stage2", "vitb", ["data.shards=none", *changes])
+    own = PairVPR(model.config)
+    own.load_state_dict(model.state_dict())
+    return PlaceRecognition(own, config.objective, config.data.augment, ["one"])
+
+
+def multi_similarity(descriptors: Tensor, labels: Tensor, alpha: float, beta: float, base: float, eps: float) -> float:
+    """Wang et al. 2019 (equations 11 to 14 and 15), anchor by anchor."""
+    similarity = (descriptors @ descriptors.T).tolist()
+    total, count = 0.0, len(labels)
+    for i in range(count):
+        positives = [similarity[i][j] for j in range(count) if j != i and labels[j] == labels[i]]
+        negatives = [similarity[i][j] for j in range(count) if labels[j] != labels[i]]
+        hard_positives = [s for s in positives if s - eps < max(negatives)]
+        hard_negatives = [s for s in negatives if s + eps > min(positives)]
+        total += math.log(1 + sum(math.exp(-alpha * (s - base)) for s in hard_positives)) / alpha
+        total += math.log(1 + sum(math.exp(beta * (s - base)) for s in hard_negatives)) / beta
+    return total / count
+
+
+def hardest(descriptors: Tensor, labels: Tensor) -> list[tuple[int, int, int]]:
+    """(anchor, the positive farthest from it, the negative nearest to it)."""
+    similarity = descriptors @ descriptors.T
+    triplets = []
+    for i in range(len(labels)):
+        positives = [j for j in range(len(labels)) if j != i and labels[j] == labels[i]]
+        negatives = [j for j in range(len(labels)) if labels[j] != labels[i]]
+        triplets.append(
+            (i, min(positives, key=lambda j: similarity[i, j]), max(negatives, key=lambda j: similarity[i, j]))
+        )
+    return triplets
+
+
+def test_the_loss_is_the_definition(model: PairVPR) -> None:
+    objective, batch = make_objective(model), make_batch(4, 3)
+    labels = batch.places.repeat_interleave(3)
+    with torch.no_grad():
+        loss, metrics = objective(batch, 0)
+        out = objective.model.describe(objective.augment(batch).flatten(0, 1))
+        scores = [
+            (objective.model.score_pairs(out.dense[[a]], out.dense[[p]]), torch.ones(1))
+            for a, p, _ in hardest(out.descriptors, labels)
+        ] + [
+            (objective.model.score_pairs(out.dense[[a]], out.dense[[n]]), torch.zeros(1))
+            for a, _, n in hardest(out.descriptors, labels)
+        ]
+    assert len(scores) == 24  # every image is an anchor once, with one positive and one negative
+    pair = sum(F.binary_cross_entropy_with_logits(score, target) for score, target in scores) / len(scores)
+    descriptor = multi_similarity(out.descriptors, labels, alpha=1, beta=50, base=0, eps=0.1)
+    assert float(metrics["loss/pair"]) == pytest.approx(float(pair), rel=1e-5)
+    assert float(metrics["loss/descriptor"]) == pytest.approx(descriptor, rel=1e-5)
+    assert float(loss) == pytest.approx(descriptor + 2 * float(pair), rel=1e-5)
+    right = [(float(score) > 0) == bool(target) for score, target in scores]
+    assert float(metrics["pair_accuracy"]) == pytest.approx(sum(right) / 24)
+
+
+def test_gradients_reach_all_but_the_pixel_head_and_the_mask_token(model: PairVPR) -> None:
+    objective = make_objective(model)
+    objective(make_batch(), 0)[0].backward()
+    without = {n for n, p in objective.model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {"pixel_head.weight", "pixel_head.bias", "encoder.mask_token"}
+
+
+def test_before_the_ramp_the_decoder_is_called_and_gets_no_gradient(model: PairVPR) -> None:
+    """ZeRO-3 would hang were the decoder not called on some rank."""
+    objective = make_objective(model, "objective.pair_loss_warmup_steps=[5,9]")
+    calls: list[int] = []
+    objective.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    objective(make_batch(), 5)[0].backward()
+    assert calls == [1]
+    assert not any(p.grad.any() for p in objective.model.decoder.parameters() if p.grad is not None)
+    objective(make_batch(), 6)[0].backward()
+    assert objective.model.get_parameter("decoder.blocks.0.mlp.fc1.weight").grad.any()  # type: ignore[union-attr]
+
+
+@given(start=st.integers(0, 50), length=st.integers(1, 50), step=st.integers(0, 120))
+def test_the_ramp_rises_linearly_between_two_steps(start: int, length: int, step: int) -> None:
+    expected = min(1.0, max(0.0, (step - start) / length))
+    assert ramp(step, start, start + length) == pytest.approx(expected)
+
+
+def test_no_ramp_is_1_from_the_first_step() -> None:
+    assert [ramp(step, 0, 0) for step in (0, 1, 100)] == [1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
+    """Losses and gradients of one batch of 6 places on 1, 2 and 3 processes; see gather_program.py."""
+    out = tmp_path_factory.mktemp("gather")
+    for world in (1, 2, 3):
+        run_program(HERE / "gather_program.py", world, out / f"{world}.pt")
+    return {world: torch.load(out / f"{world}.pt") for world in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_descriptor_loss_of_all_ranks_is_that_of_one_process(
+    gradients: dict[int, dict[str, Tensor]], world: int
+) -> None:
+    """Value on every rank, and the gradient once it is averaged over ranks, as ZeRO does."""
+    one, several = gradients[1], gradients[world]
+    assert one.keys() == several.keys()
+    assert sum(bool(value.abs().sum() > 1e-3) for value in one.values()) > 10
+    for name, expected in one.items():
+        torch.testing.assert_close(several[name], expected.expand_as(several[name]), rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,66 @@
+"""The training state fits every precision and ZeRO stage, and a broken gradient changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import run_program, small_config
+
+from pairvpr_dist.training.engine import deepspeed_config, uses_bf16
+
+Rows = dict[tuple[str, int], dict[str, Any]]
+KINDS = [(precision, zero) for precision in ("fp32", "bf16") for zero in range(4)]
+
+
+@pytest.fixture(scope="module")
+def rows(city_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """What two processes saw, by precision and ZeRO stage; see engine_program.py."""
+    report = tmp_path_factory.mktemp("engine") / "rows.json"
+    run_program("engine_program.py", 2, city_shards, report)
+    return {(row["precision"], row["zero"]): row for row in json.loads(report.read_text())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_go_through_the_engine_as_they_came(rows: Rows, kind: tuple[str, int]) -> None:
+    assert rows[kind]["changed by the engine"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_another_zero_stage_and_precision_is_taken_over_bit_for_bit(
+    rows: Rows, kind: tuple[str, int]
+) -> None:
+    assert rows[kind]["changed by taking over"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(rows: Rows, kind: tuple[str, int]) -> None:
+    row = rows[kind]
+    assert row["applied"] == [True, False, True]
+    assert row["changed by the refused update"] == []
+    assert row["moved"] > 100
+    assert row["moved again"] > 100
+    before, *after = row["updates"]
+    assert after == [before + 1, before + 1, before + 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_norm_is_known(rows: Rows, kind: tuple[str, int]) -> None:
+    assert 0 < rows[kind]["gradient_norm"] < 10  # NaN and infinity fail too
+
+
+def test_defaults_of_deepspeed_that_change_training_are_set() -> None:
+    config = small_config("stage1", Path("none"), Path("unused"), ["optim.clip_grad_norm=0", "train.zero_stage=3"])
+    settings = deepspeed_config(config, bf16=True, world=3)
+    assert settings["gradient_clipping"] == 0.0
+    assert settings["train_micro_batch_size_per_gpu"] == 2
+    assert settings["zero_optimization"]["stage"] == 3
+    assert settings["bf16"]["enabled"] is True
+    assert settings["communication_data_type"] == "fp32"
+
+
+def test_precision_follows_the_key() -> None:
+    for precision, expected in {"bf16": True, "fp32": False}.items():
+        assert uses_bf16(small_config("stage1", Path("x"), Path("y"), [f"train.precision={precision}"])) is expected

@@ -7,6 +7,7 @@ A metric that no place of the batch contributes to is NaN and is left out of ave
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from pairvpr_dist.models.pair_vpr import PairVPR
 Metrics = dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss over a model; `untrained` names the parts that it does not use, which are then frozen."""
 
     untrained: tuple[str, ...] = ()
@@ -31,9 +32,9 @@ class Objective(nn.Module):
             if name.startswith(self.untrained):
                 parameter.requires_grad_(False)
 
+    @abstractmethod
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics (scalars) of one batch at global step `step`."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def validate(self, batch: Batch, step: int) -> Metrics:

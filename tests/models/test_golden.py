@@ -36,7 +36,7 @@ def images(seed: int, batch: int, size: int) -> Tensor:
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def close(name: str, value: Tensor) -> None:
+def assert_close(name: str, value: Tensor) -> None:
     np.testing.assert_allclose(
         value.detach().numpy(), GOLDEN[name].reshape(value.shape), atol=1e-4, rtol=1e-4, err_msg=name
     )
@@ -50,20 +50,20 @@ def test_stage1_reconstruction_and_loss(files: list[Path]) -> None:
     mask = torch.from_numpy((7 * i + 3 * j) % 10 != 0)
     with torch.no_grad():
         prediction = model.reconstruct(image, mask, other)
-    close("stage1_pred", prediction[:, ::7, ::13])
+    assert_close("stage1_pred", prediction[:, ::7, ::13])
     error = (prediction - normalised_patches(image)).square().mean(-1)
-    close("stage1_loss", error[mask].mean())
+    assert_close("stage1_loss", error[mask].mean())
 
 
 def test_stage2_descriptor_and_pair_scores(files: list[Path]) -> None:
     model = PairVPR.from_pretrained(files[1])
-    close("dec_pos_embed_stage2", model.decoder.pos_embed[::5, ::9])
+    assert_close("dec_pos_embed_stage2", model.decoder.pos_embed[::5, ::9])
     with torch.no_grad():
         c, d = model.describe(images(3, 3, SPEC["s2"])), model.describe(images(4, 3, SPEC["s2"]))
-        close("descriptor", c.descriptors)
-        close("dense", c.dense[:, ::11, ::17])
-        close("score_cd", model.score_pairs(c.dense, d.dense))
-        close("score_dc", model.score_pairs(d.dense, c.dense))
+        assert_close("descriptor", c.descriptors)
+        assert_close("dense", c.dense[:, ::11, ::17])
+        assert_close("score_cd", model.score_pairs(c.dense, d.dense))
+        assert_close("score_dc", model.score_pairs(d.dense, c.dense))
 
 
 def test_stage1_file_at_the_image_size_of_stage2_gives_the_stage2_numbers(files: list[Path]) -> None:
@@ -73,4 +73,4 @@ def test_stage1_file_at_the_image_size_of_stage2_gives_the_stage2_numbers(files:
     taken.decoder.class_token.data = stage2.decoder.class_token.data  # stage 1 has none
     with torch.no_grad():
         c, d = taken.describe(images(3, 3, SPEC["s2"])), taken.describe(images(4, 3, SPEC["s2"]))
-        close("score_cd", taken.score_pairs(c.dense, d.dense))
+        assert_close("score_cd", taken.score_pairs(c.dense, d.dense))

@@ -27,8 +27,8 @@ EXAMPLES = """examples:
 """
 
 
-def main() -> None:
-    """The program."""
+def main(argv: list[str] | None = None) -> None:
+    """The program. Raises `UserError`."""
     parser = argparse.ArgumentParser(
         prog="python launchers/local.py",
         description="Train and evaluate on this machine. The same command goes on with a run that was stopped.",
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("size", metavar="SIZE", nargs="?", help="tiny, vits, vitb, vitl or vitg (demo: always tiny)")
     parser.add_argument("override", metavar="KEY=VALUE", nargs="*", help="any key of configs/STAGE/default.yaml")
     parser.error = _refuse  # type: ignore[method-assign, assignment]
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.stage == "demo":
         from launchers.demo import demo
 
@@ -59,19 +59,34 @@ def run(configs: Sequence[Any]) -> None:
 
 def check_all(configs: Sequence[Any]) -> None:
     """Everything that can be known to fail is told before the first stage starts."""
-    from pairvpr_dist.retrieval.protocols import load_protocol
-    from pairvpr_dist.training.run_folder import check
+    from pairvpr_dist.training.run_folder import check, check_folder
 
     made = {f"{config.run}/{config.stage}/export" for config in configs}
     for config in configs:
         if isinstance(config, EvalRunConfig):
-            load_protocol(config.eval.protocol, config.eval.data, config.eval.positive_distance)
             if config.eval.model not in made and not Path(config.eval.model).exists():
                 raise UserError(f"eval.model={config.eval.model}: no such file or folder")
+            check_evaluation(config)
         else:
+            check_folder(config)
             # A model that an earlier stage will make cannot be looked at yet.
             to_come = config.init.model in made and not Path(config.init.model).exists()
             check(replace(config, init=replace(config.init, model=None)) if to_come else config)
+
+
+def check_evaluation(config: EvalRunConfig) -> None:
+    """That there is data to evaluate on, and that <run>/eval is new, empty or this very evaluation's."""
+    from pairvpr_dist.files import read_json
+    from pairvpr_dist.retrieval.evaluate import RESULTS
+    from pairvpr_dist.retrieval.protocols import load_protocol
+
+    load_protocol(config.eval.protocol, config.eval.data, config.eval.positive_distance)
+    out = Path(config.run) / "eval"
+    if (out / RESULTS).exists():
+        if read_json(out / RESULTS, "the results of an evaluation").get("config") != vars(config.eval):
+            raise UserError(f"{out}: holds an evaluation with other settings; remove it or name another run=...")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something else than an evaluation; name another run=...")
 
 
 def run_training_stage(config: Any) -> None:
@@ -97,8 +112,6 @@ def run_evaluation(config: EvalRunConfig) -> None:
     out = Path(config.run) / "eval"
     if (out / RESULTS).exists():
         results = read_json(out / RESULTS, "the results of an evaluation")
-        if results["config"] != vars(config.eval):
-            raise UserError(f"{out}: holds an evaluation with other settings; remove it or name another run=...")
         print(f"eval: has ended before; remove {out} to measure again")
     else:
         results = evaluate_model(config.eval, out)

@@ -50,17 +50,22 @@ def has_begun(folder: Path) -> bool:
 def open_folder(config: TrainingConfig) -> Path:
     """Check everything that a user handed in, then make or go on with the stage's folder. `UserError` on any fault."""
     check(config)
+    check_folder(config)
     folder = stage_folder(config)
-    written = folder / "config.yaml"
-    if written.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", to_yaml(config))
+    return folder
+
+
+def check_folder(config: TrainingConfig) -> None:
+    """That the stage's folder is new, empty or this run's own."""
+    folder = stage_folder(config)
+    if (folder / "config.yaml").exists():
         differing = _differences(to_dict(read_config(folder)), to_dict(config))
         if differing and has_begun(folder):
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: holds something else than a run; name another run=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(written, to_yaml(config))
-    return folder
 
 
 def read_config(folder: Path) -> TrainingConfig:

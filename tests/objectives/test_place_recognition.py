@@ -119,19 +119,16 @@ def test_no_ramp_is_1_from_the_first_step() -> None:
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
-    """Losses and gradients of one batch of 6 places on 1, 2 and 3 processes; see gather_program.py."""
+    """Losses and gradients of one batch of 6 places on 1 and 3 processes; see gather_program.py."""
     out = tmp_path_factory.mktemp("gather")
-    for world in (1, 2, 3):
+    for world in (1, 3):
         run_program(HERE / "gather_program.py", world, out / f"{world}.pt")
-    return {world: torch.load(out / f"{world}.pt") for world in (1, 2, 3)}
+    return {world: torch.load(out / f"{world}.pt") for world in (1, 3)}
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_the_descriptor_loss_of_all_ranks_is_that_of_one_process(
-    gradients: dict[int, dict[str, Tensor]], world: int
-) -> None:
+def test_the_descriptor_loss_of_all_ranks_is_that_of_one_process(gradients: dict[int, dict[str, Tensor]]) -> None:
     """Value on every rank, and the gradient once it is averaged over ranks, as ZeRO does."""
-    one, several = gradients[1], gradients[world]
+    one, several = gradients[1], gradients[3]
     assert one.keys() == several.keys()
     assert sum(bool(value.abs().sum() > 1e-3) for value in one.values()) > 10
     for name, expected in one.items():

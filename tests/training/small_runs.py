@@ -36,7 +36,7 @@ def run_program(name: str, processes: int, *arguments: object) -> None:
     """Run a program beside this file as `processes` ranks; raises when one of them fails."""
     set_environment(threads=1)
     agent = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{name}-{os.getpid()}",
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"test-{os.getpid()}",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
     )  # fmt: skip
     elastic_launch(agent, sys.executable)(str(Path(__file__).parent / name), *map(str, arguments))

@@ -12,7 +12,7 @@ from small_runs import log_of, run_program, small_config, weights_of
 from pairvpr_dist import PairVPR
 
 METRICS = {"stage1": ["loss", "grad_norm"], "stage2": ["loss", "loss/descriptor", "loss/pair", "grad_norm"]}
-LR = {"stage1": 1e-3, "stage2": 5e-4}
+WHOLE = 5e-3  # share of a tensor's whole movement: Adam's first updates blow up rounding of gradients near 0
 
 Runs = dict[tuple[str, int, int], Path]
 
@@ -29,19 +29,25 @@ def runs(city_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def check_same(folder: Path, reference: Path, stage: str) -> None:
-    """Losses to float rounding; weights to a hundredth of one update."""
+    """Losses to float rounding; weights to a small share of what training moved them."""
     np.testing.assert_allclose(
         log_of(folder, METRICS[stage]), log_of(reference, METRICS[stage]), rtol=1e-5, err_msg=str(folder)
     )
-    ours, theirs = weights_of(folder), weights_of(reference)
+    ours, theirs, start = weights_of(folder), weights_of(reference), initial_weights(stage)
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         if not _cancels_in_softmax(name):
-            torch.testing.assert_close(ours[name], weight, rtol=0, atol=LR[stage] / 100, msg=f"{folder}: {name}")
+            assert (ours[name] - weight).norm() <= WHOLE * (weight - start[name]).norm(), f"{folder}: {name}"
+
+
+def initial_weights(stage: str) -> dict[str, torch.Tensor]:
+    config = small_config(stage, Path("unused"), Path("unused"))
+    torch.manual_seed(config.seed)
+    return PairVPR(config.model).state_dict()
 
 
 def _cancels_in_softmax(name: str) -> bool:
-    """A bias of keys shifts all logits of a query alike: its gradient is 0 but for rounding, which Adam blows up."""
+    """A bias of keys shifts all logits of a query alike: its gradient is nothing but rounding."""
     return name.endswith(("attn.qkv.bias", "cross_attn.k.bias"))
 
 
@@ -64,11 +70,9 @@ def test_stage2_starts_with_the_descriptor_loss_of_the_whole_batch(runs: Runs) -
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_only_the_parts_that_a_stage_trains_move(runs: Runs, city_shards: Path, stage: str) -> None:
+def test_only_the_parts_that_a_stage_trains_move(runs: Runs, stage: str) -> None:
     """So that the comparisons above do not hold of runs that do nothing."""
-    config = small_config(stage, city_shards, Path("unused"))
-    torch.manual_seed(config.seed)
-    before, after = PairVPR(config.model).state_dict(), weights_of(runs[stage, 1, 0])
+    before, after = initial_weights(stage), weights_of(runs[stage, 1, 0])
     still = {
         "stage1": ("decoder.pos_embed", "decoder.class_token", "descriptor_head.", "pair_head."),
         "stage2": ("decoder.pos_embed", "pixel_head.", "encoder.mask_token"),

@@ -27,7 +27,7 @@ def demo(overrides: Sequence[str]) -> None:
     city, shards = folder / "city", folder / "shards"
     configs = jobs("pipeline", "tiny", [
         f"run={folder}", f"data.shards={shards / 'train'}", f"stage1.data.validation={shards / 'test'}",
-        f"eval.data={city / 'test'}", "launch.processes=2", *overrides,
+        f"eval.data={city / 'test'}", f"launch.processes={processes()}", *overrides,
     ])  # fmt: skip
     make_city(city)
     make_shards(city, shards)
@@ -37,6 +37,13 @@ def demo(overrides: Sequence[str]) -> None:
     run_evaluation(configs[2])
     print(summary(folder))
     print(f"{time.perf_counter() - started:.0f} s; look at {folder / 'report.html'}")
+
+
+def processes() -> int:
+    """Two, or one where there is a single GPU."""
+    import torch
+
+    return min(2, torch.cuda.device_count() or 2)
 
 
 def make_city(city: Path) -> None:

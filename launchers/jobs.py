@@ -1,7 +1,8 @@
 """What a launcher is asked to run, as configurations. Pure: no processes, no files.
 
 Contract: `jobs("pipeline", ...)` is stage1, stage2 and eval, each taking the other's result by path. An override goes
-to every stage that knows its key; `stage1.KEY=VALUE` and `stage2.KEY=VALUE` go to that stage alone.
+to every stage that knows its key; `stage1.KEY=VALUE` and `stage2.KEY=VALUE` go to that stage alone, `init.*` to the
+first.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def _route(override: str) -> dict[str, str]:
     if prefix in ("stage1", "stage2"):
         return {prefix: rest}
     key = override.partition("=")[0]
+    if prefix == "init":  # stage 2 starts from stage 1
+        return {"stage1": override}
     # Where no stage knows the key, one of them says so, with the nearest key that it knows.
     takers = [name for name in PIPELINE if has_key(name, key)] or ["eval" if prefix == "eval" else "stage1"]
     return dict.fromkeys(takers, override)

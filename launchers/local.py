@@ -92,26 +92,30 @@ def check_evaluation(config: EvalRunConfig) -> None:
 def run_training_stage(config: Any) -> None:
     """Train one stage, unless it has ended."""
     from launchers.processes import run_training
+    from pairvpr_dist.files import sole_owner
     from pairvpr_dist.training.run_folder import is_finished, open_folder
 
     folder = open_folder(config)
     if is_finished(folder):
         print(f"{config.stage}: has ended before; its model is {folder / 'export'}")
         return
-    run_training(config, folder)
+    with sole_owner(folder / "lock"):
+        run_training(config, folder)
     print(f"{config.stage}: ended; its model is {folder / 'export'}")
 
 
 def run_evaluation(config: EvalRunConfig) -> None:
     """Evaluate into <run>/eval, unless that is done, and write the run's report."""
     from pairvpr_dist.files import read_json
-    from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model
+    from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model, weights_digest
     from pairvpr_dist.retrieval.report import rewrite_report
     from pairvpr_dist.retrieval.results import summary
 
     out = Path(config.run) / "eval"
     if (out / RESULTS).exists():
         results = read_json(out / RESULTS, "the results of an evaluation")
+        if results["model"]["sha256"] != weights_digest(Path(config.eval.model)):
+            raise UserError(f"{out}: holds an evaluation of other weights; remove it to measure {config.eval.model}")
         print(f"eval: has ended before; remove {out} to measure again")
     else:
         results = evaluate_model(config.eval, out)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -19,6 +20,7 @@ from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.errors import UserError
 
 USER_ERROR_STATUS = 2
+STOPPED_STATUS = 130
 
 
 def set_environment(threads: int) -> None:
@@ -31,7 +33,7 @@ def set_environment(threads: int) -> None:
 
 
 def run_training(config: TrainingConfig, folder: Path) -> None:
-    """Run the workers of one stage to their end; raises `SystemExit(2)` or `UserError` when one fails."""
+    """Run the workers of one stage to their end; raises `UserError` when one fails."""
     processes = config.launch.processes
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
     set_environment(threads)
@@ -43,11 +45,15 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
     try:
         elastic_launch(agent, sys.executable)("-m", "pairvpr_dist.training.worker", str(folder))
     except ChildFailedError as error:
+        for failure in error.failures.values():  # one that has a reason first: others fail because it is gone
+            if failure.exitcode == USER_ERROR_STATUS:
+                raise UserError(failure.message) from None
         rank, failure = error.get_first_failure()
-        if failure.exitcode == USER_ERROR_STATUS:
-            raise SystemExit(USER_ERROR_STATUS) from None
         how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
         raise UserError(
             f"{config.stage}: process {rank} ended with {how} (its own output is above); the same command goes on "
             f"from the last checkpoint in {folder}"
         ) from None
+    except (SignalException, KeyboardInterrupt):
+        print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
+        raise SystemExit(STOPPED_STATUS) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from pairvpr_dist.errors import UserError, nearest
 
@@ -47,6 +47,8 @@ class ModelConfig:
     pair_hidden_dim: int
 
     def __post_init__(self) -> None:
+        for key in ("decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim"):
+            _require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
         check_image_size("model.image_size", self.image_size)
         _require(
             self.decoder_dim % self.decoder_heads == 0,
@@ -81,6 +83,8 @@ class AugmentConfig:
             self.crop_area,
             "must be two ascending shares in (0, 1]",
         )
+        _require(len(self.crop_aspect) == 2 and 0 < self.crop_aspect[0] <= self.crop_aspect[1],
+                 "data.augment.crop_aspect", self.crop_aspect, "must be two ascending positive ratios")  # fmt: skip
         _require(0 <= self.colour_jitter < 1, "data.augment.colour_jitter", self.colour_jitter, "must lie in [0, 1)")
 
 
@@ -92,6 +96,7 @@ class DataConfig:
     validation: list[str]  # shard folders of places that are never trained on; empty: no validation
     places_per_batch: int  # places per step over all ranks together
     images_per_place: int  # 2 is a pair (stage 1); stage 2 takes 4
+    min_images_per_place: int  # places with fewer images are left out
     single_city: bool  # places of one batch come from one city
     workers: int  # loader processes per rank; 0 reads in the training process
     augment: AugmentConfig
@@ -99,6 +104,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.places_per_batch > 0, "data.places_per_batch", self.places_per_batch, "must be positive")
         _require(self.images_per_place >= 2, "data.images_per_place", self.images_per_place, "must be at least 2")
+        _require(
+            self.min_images_per_place >= self.images_per_place,
+            "data.min_images_per_place",
+            self.min_images_per_place,
+            f"must be at least data.images_per_place={self.images_per_place}",
+        )
         _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
 
 
@@ -154,7 +165,15 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.schedule in ("cosine", "linear"), "optim.schedule", self.schedule, "must be cosine or linear")
-        _require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        for key in ("lr", "layer_decay", "patch_embed_lr_scale"):
+            _require(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "must be positive")
+        for key in ("final_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad_norm"):
+            _require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "must be 0 or more")
+        for key in ("lr_reference_batch", "decay_steps"):
+            value = getattr(self, key)
+            _require(value is None or value > 0, f"optim.{key}", value, "must be positive, or null")
+        _require(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas,
+                 "must be two numbers in [0, 1)")  # fmt: skip
 
 
 @dataclass
@@ -176,6 +195,7 @@ class TrainConfig:
         _require(
             self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "must be auto, bf16 or fp32"
         )
+        _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "must be positive")
         for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
 
@@ -367,6 +387,8 @@ def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
         key = _first_leaf(delta, error.full_key or str(error.key))
         known = known_keys(typing.cast(type, OmegaConf.get_type(config)))
         raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(key, known)}") from None
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]} (key {error.full_key})") from None
 
@@ -391,8 +413,11 @@ def _nearest_key(key: str, known: Iterable[str]) -> str:
 
 
 def _to_dataclass(config: Any, where: str) -> Any:
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        hints = " ".join(f"{key}=..." for key in missing)
-        raise UserError(f"{where}: no value for {', '.join(missing)}; add {hints}")
-    return OmegaConf.to_object(config)
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            return OmegaConf.to_object(config)
+    except InterpolationResolutionError as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    hints = " ".join(f"{key}=..." for key in missing)
+    raise UserError(f"{where}: no value for {', '.join(missing)}; add {hints}")

@@ -6,13 +6,17 @@ Contract: everything here also works in a lone process without a process group, 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pairvpr_dist.errors import UserError
+
+T = TypeVar("T")
 NO_TIMEOUT = timedelta(days=365)  # a rank may wait for another's data or checkpoint for hours
 
 
@@ -62,6 +66,21 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+def from_rank_0(choose: Callable[[], T]) -> T:
+    """What `choose` gives on rank 0, on every rank; a `UserError` that it raises there is raised on every rank."""
+    answer: list[Any] = [None]
+    if rank() == 0:
+        try:
+            answer = [choose()]
+        except UserError as error:
+            answer = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return answer[0]
 
 
 class _Gather(torch.autograd.Function):

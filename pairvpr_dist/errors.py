@@ -8,6 +8,8 @@ without a traceback and exits with status 2. Every other exception is a defect o
 from __future__ import annotations
 
 import difflib
+import errno
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,12 +18,25 @@ class UserError(Exception):
     """A mistake in what the user handed in; the message is one line naming the thing and the remedy."""
 
 
+# What the file system refuses a user, not what we do wrong with it.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run `main`; a `UserError`, or a refusal of the file system, becomes one line on stderr and exit status 2.
+
+    SIGTERM ends the program like an exception, so that half-written files are removed on the way.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f"error: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

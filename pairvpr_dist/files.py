@@ -6,6 +6,7 @@ folder that already holds something is never touched.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -51,6 +52,17 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: not readable as {what}: {error}") from None
 
 
+@contextmanager
+def sole_owner(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; `UserError` when another process of this machine holds it."""
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent}: another process works here; wait for it or name another run=...") from None
+        yield
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log in JSON, none where it does not exist; a last line torn by a killed run is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -63,6 +75,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises `UserError` when `path` already holds something. On an exception the half-filled folder is removed.
     """
+    path = Path(os.path.abspath(path))  # "." has no name to put a folder beside
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: already holds something; name a new folder or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pairvpr_dist.errors import UserError, exit_on_user_error, nearest
-from pairvpr_dist.files import new_folder, read_json, replaced_when_done, write_json, write_text
+from pairvpr_dist.files import new_folder, read_json, replaced_when_done, sole_owner, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -156,3 +156,18 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
 def test_hints() -> None:
     assert nearest("stage11", ["stage1", "eval"]) == "did you mean 'stage1'?"
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with sole_owner(lock), pytest.raises(UserError, match="another process works here"), sole_owner(lock):
+        pass
+    with sole_owner(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
+
+
+def test_the_current_folder_is_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match="already holds something"), new_folder(Path(".")):
+        pass

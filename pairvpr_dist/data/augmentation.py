@@ -6,6 +6,8 @@ number of ranks; pixels agree within float rounding. Nothing here synchronises w
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -66,5 +68,12 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def _standardise(images: torch.Tensor) -> torch.Tensor:
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
-    return (images - mean) / images.new_tensor(IMAGENET_STD)[:, None, None]
+    mean, std = _statistics(images.device)
+    return (images - mean) / std
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's mean and deviation (3, 1, 1), moved to a device once: each copy would wait for the device."""
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

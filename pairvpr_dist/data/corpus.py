@@ -18,18 +18,18 @@ from pairvpr_dist.errors import UserError
 
 
 class Corpus:
-    """Places of the shard sets in `folders` with at least `images_per_place` photographs, or as many panoramas.
+    """Places of the shard sets in `folders` with at least `min_images` photographs, or as many panoramas.
 
     sets: the opened sets; datasets: names of the data sets over all of them; table: what the plan needs, n rows;
     dataset: int64 (n,), rows of `datasets`.
     """
 
-    def __init__(self, folders: Sequence[str], images_per_place: int) -> None:
+    def __init__(self, folders: Sequence[str], min_images: int) -> None:
         if not folders:
             raise UserError("data.shards=[]: name at least one folder written by shards/build.py")
         self.sets = [ShardSet.open(folder) for folder in folders]
         self.datasets = list(dict.fromkeys(name for one in self.sets for name in one.manifest.datasets))
-        self._place = [np.flatnonzero(_images_to_draw(one) >= images_per_place) for one in self.sets]
+        self._place = [np.flatnonzero(_images_to_draw(one) >= min_images) for one in self.sets]
         self._first_row = np.cumsum([0, *map(len, self._place)])
         self.left_out = sum(len(one.places) for one in self.sets) - int(self._first_row[-1])
         self.table = PlaceTable(

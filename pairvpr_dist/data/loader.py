@@ -75,11 +75,10 @@ class EpochLoader:
         seed: int,
         rank: int,
         world: int,
-        shards: list[str] | None = None,
     ) -> None:
         self.config, self.image_size, self.seed = config, image_size, seed
         self.columns = plan.rank_columns(config.places_per_batch, rank, world)
-        self.corpus = Corpus(config.shards if shards is None else shards, config.images_per_place)
+        self.corpus = Corpus(config.shards, config.min_images_per_place)
         table = self.corpus.table
         self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self.places, self.left_out, self.datasets = len(table), self.corpus.left_out, self.corpus.datasets
@@ -135,7 +134,7 @@ class EpochLoader:
         have = f"{max(largest, default=0)} places" + (" in the largest city" if config.single_city else "")
         return (
             f"data.places_per_batch={config.places_per_batch}: there are only {have} with at least "
-            f"{config.images_per_place} images ({self.left_out} have fewer); lower it or add shards"
+            f"{config.min_images_per_place} images ({self.left_out} have fewer); lower it or add shards"
         )
 
 

@@ -82,9 +82,11 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
 def check_same_architecture(config: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The state of an export or released file, once its architecture agrees with `config`; `UserError` if not."""
     theirs, state = read_model_file(path)
+    # A released stage-1 file without heads says nothing of their widths.
+    keys = SHAPE_KEYS if "descriptor_head.weight" in state else SHAPE_KEYS[:-2]
     differing = [
         f"{key} is {getattr(theirs, key)}, here {getattr(config, key)}"
-        for key in SHAPE_KEYS
+        for key in keys
         if getattr(theirs, key) != getattr(config, key)
     ]
     if differing:
@@ -105,7 +107,8 @@ def load_encoder(model: PairVPR, path: Path) -> None:
     else:
         ours = {f"vit.{key}": value for key, value in state.items() if not key.startswith("head.")}
         ours.setdefault("mask_token", model.encoder.mask_token.detach())
-        log.warning("%s carries no mask token: it starts from noise", path)
+        stays = "; below frozen blocks it stays so" if model.encoder.frozen_blocks else ""
+        log.warning("%s carries no mask token: it starts from noise%s", path, stays)
     _load_strictly(model.encoder, ours, path)
 
 

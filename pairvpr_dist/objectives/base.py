@@ -50,6 +50,9 @@ class Objective(nn.Module, ABC):
         """Mean of per-place `losses` (P,) for every data set, by its index (P,); empty with a single data set."""
         if len(self.datasets) < 2:
             return {}
-        sums = torch.zeros(len(self.datasets), device=losses.device).index_add_(0, datasets, losses.detach().float())
-        counts = torch.bincount(datasets, minlength=len(self.datasets))
+        ones = torch.ones_like(losses, dtype=torch.float32)
+        sums, counts = (
+            torch.zeros(len(self.datasets), device=losses.device).index_add_(0, datasets, values)
+            for values in (losses.detach().float(), ones)  # bincount would wait for the device
+        )
         return {f"loss/{name}": sums[i] / counts[i] for i, name in enumerate(self.datasets)}

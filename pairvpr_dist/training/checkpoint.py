@@ -54,21 +54,24 @@ def save(folder: Path, state: FullState, progress: Progress, config: TrainingCon
     return path
 
 
-def load_latest(folder: Path) -> tuple[FullState, Progress] | None:
+def load(path: Path) -> tuple[FullState, Progress]:
+    """Read a checkpoint that `find_latest` named."""
+    content = read_json(path / "state.json", "a checkpoint's state")
+    model, moments = (load_file(path / name) for name in FILES[:2])
+    return FullState(model, moments, content["updates"]), Progress(**content["progress"])
+
+
+def find_latest(folder: Path) -> Path | None:
     """The newest checkpoint below `folder` that agrees with its manifest; None when there is none at all.
 
     Raises `UserError` when there are checkpoints and every one is damaged.
     """
     checkpoints = _checkpoints(folder)
     for path in checkpoints:
-        if fault := find_fault(path):
-            log.warning("checkpoint %s is damaged (%s); trying the one before", path, fault)
-            continue
-        content = read_json(path / "state.json", "a checkpoint's state")
-        state = FullState(
-            load_file(path / "model.safetensors"), load_file(path / "moments.safetensors"), content["updates"]
-        )
-        return state, Progress(**content["progress"])
+        fault = find_fault(path)
+        if fault is None:
+            return path
+        log.warning("checkpoint %s is damaged (%s); trying the one before", path, fault)
     if checkpoints:
         raise UserError(f"{folder}: every checkpoint is damaged; remove the folder to start again from the first step")
     return None

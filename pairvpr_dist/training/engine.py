@@ -14,11 +14,14 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.nn.functional as F
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -63,6 +66,16 @@ def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def own_part(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part of a whole value at ZeRO-3, which deals out equal parts and pads the last.
+
+    DeepSpeed's own setter of whole values does not pad: it fails where the number of ranks does not divide them.
+    """
+    size = parameter.ds_tensor.numel()
+    padded = F.pad(value.flatten(), (0, size * world_size() - value.numel()))
+    return padded[rank() * size : (rank() + 1) * size]
 
 
 @dataclass
@@ -153,10 +166,7 @@ class Engine:
             moments = {m: state.moments[f"{m}/{name}"].to(self.engine.device) for m in MOMENTS}
             self._set_fp32(parameter, value)
             for moment, tensor in moments.items():
-                if self._partitioned(parameter):
-                    safe_set_full_optimizer_state(parameter, tensor, moment)
-                else:
-                    self._optimizer.state[self._updated(parameter)][moment].copy_(tensor)
+                self._set_moment(parameter, tensor, moment)
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.objective.model.named_parameters() if p.requires_grad]
@@ -169,10 +179,20 @@ class Engine:
         return safe_get_full_fp32_param(parameter) if self._partitioned(parameter) else self._updated(parameter)
 
     def _set_fp32(self, parameter: nn.Parameter, value: Tensor) -> None:
-        if self._partitioned(parameter):
+        if hasattr(parameter, "ds_id"):
+            safe_set_local_fp32_param(parameter, own_part(parameter, value))
+        elif self._partitioned(parameter):
             safe_set_full_fp32_param(parameter, value)
         else:
             self._updated(parameter).data.copy_(value)
+
+    def _set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        if hasattr(parameter, "ds_id"):
+            safe_set_local_optimizer_state(parameter, own_part(parameter, value), moment)
+        elif self._partitioned(parameter):
+            safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            self._optimizer.state[self._updated(parameter)][moment].copy_(value)
 
     def _updated(self, parameter: nn.Parameter) -> Tensor:
         """What AdamW updates without ZeRO: the parameter itself, or in bf16 its fp32 copy."""

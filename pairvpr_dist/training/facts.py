@@ -23,7 +23,7 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
         "stage": config.stage,
         "size": config.size,
         "steps": progress.step,
-        "data": {name: m.digest[:12] for m in manifests for name in m.datasets},
+        "data": ", ".join(f"{' and '.join(m.datasets)} ({m.digest[:12]})" for m in manifests),
         "places": sum(m.places for m in manifests),
         "licence of the data": "; ".join(sorted({m.licence for m in manifests})),
         "metrics": {k: v for k, v in metrics.items() if k.startswith(("loss", "validation/"))},

@@ -53,12 +53,11 @@ def train(config: TrainingConfig, folder: Path) -> None:
         applied = engine.step(loss)
         progress = Progress(progress.step + 1, progress.skipped_steps + (not applied), time.perf_counter() - started)
         guard.check_update(progress.step, applied)
-        monitor.record({"loss": loss, **metrics}, waited)
+        monitor.record({"loss": loss.detach(), **metrics}, waited)
 
         at_end = progress.step == schedule.total_steps
         if at_end or progress.step % config.train.log_every == 0:
-            line = monitor.write_window(progress.step, facts_of_step(engine, loader, schedule, progress))
-            guard.check_loss(progress.step, line["loss"])
+            monitor.write_window(progress.step, facts_of_step(engine, loader, schedule, progress))
         with monitor.paused():
             if config.data.validation and (at_end or is_due(progress.step, config.train.validate_every)):
                 validate(config, engine, monitor, progress.step)
@@ -74,10 +73,11 @@ def start_or_resume(config: TrainingConfig, folder: Path, datasets: Sequence[str
     """The engine as the newest checkpoint left it, or before the first step."""
     model = initial_model(config)
     objective = build_objective(config, model, datasets)
-    resumed = checkpoint.load_latest(folder / "checkpoints")
-    if resumed is None:
+    # One rank chooses: what another could not read for a moment must not part them.
+    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
+    if latest is None:
         return Engine(objective, config), Progress(step=0, skipped_steps=0, seconds=0.0)
-    state, progress = resumed
+    state, progress = checkpoint.load(latest)
     if rank() == 0:
         log.info("going on from step %d of %s", progress.step, folder)
     model.load_state_dict(state.model)

@@ -7,6 +7,7 @@ over the steps since the last line and over all ranks. Rank 0 writes; a resumed 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,10 @@ class Monitor:
         """One line of metrics.jsonl, and the same for TensorBoard."""
         if self._board is None:
             return
+        finite = {name: value for name, value in line.items() if math.isfinite(value)}  # JSON knows no other
         with (self._folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step, **line}) + "\n")
-        for name, value in line.items():
+            log.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in finite.items():
             self._board.add_scalar(name, value, step)
 
     def show(self, step: int, picture: Tensor) -> None:

@@ -1,16 +1,19 @@
 """The folder of one stage of one run, and all that is checked before processes start.
 
     <run>/<stage>/config.yaml      the resolved configuration
+                  data.json        digests of the shard sets
                   checkpoints/     see checkpoint.py
                   metrics.jsonl, tensorboard/, reconstructions/
                   export/          the finished model; there only when the stage has ended
 
 Contract: the same command on the same folder goes on where the run was. Another run's folder is refused with the keys
-that differ; keys that do not change the result (processes, ZeRO stage, workers, logging) may.
+that differ, and so are shards of another content; keys that do not change the result (processes, ZeRO stage, workers,
+logging, where the shards lie) may, and aloud those that rescue a diverged run.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sysconfig
 from pathlib import Path
@@ -21,15 +24,21 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from pairvpr_dist.config import STAGES, Stage1Config, Stage2Config, TrainingConfig, config_from_dict, to_dict, to_yaml
+from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import write_text
+from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
 from pairvpr_dist.training.validation import validation_loader
 
-FREE_KEYS = {"data.workers", "train.zero_stage", "train.log_every", "train.validate_every", "train.checkpoint_every",
-             "train.keep_checkpoints", "train.max_skipped_steps", "run"}  # fmt: skip
+log = logging.getLogger(__name__)
+
+FREE_KEYS = {
+    "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
+    "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped_steps",
+}  # fmt: skip
+RESCUE_KEYS = {"optim.lr", "optim.clip_grad_norm"}  # a diverged run may go on with gentler ones
 
 
 def stage_folder(config: TrainingConfig) -> Path:
@@ -53,15 +62,24 @@ def open_folder(config: TrainingConfig) -> Path:
     check_folder(config)
     folder = stage_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "data.json", data_content(config))
     write_text(folder / "config.yaml", to_yaml(config))
     return folder
+
+
+def data_content(config: TrainingConfig) -> dict[str, list[str]]:
+    """Digests of the shard sets: what they hold decides the order of places, not where they lie."""
+    named = {"shards": config.data.shards, "validation": config.data.validation}
+    return {key: [ShardSet.open(folder).manifest.digest for folder in folders] for key, folders in named.items()}
 
 
 def check_folder(config: TrainingConfig) -> None:
     """That the stage's folder is new, empty or this run's own."""
     folder = stage_folder(config)
     if (folder / "config.yaml").exists():
-        differing = _differences(to_dict(read_config(folder)), to_dict(config))
+        differing = _differences(read_config(folder), config)
+        if has_begun(folder) and read_json(folder / "data.json", "a run's data") != data_content(config):
+            differing.append("the content of data.shards or data.validation")
         if differing and has_begun(folder):
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -101,6 +119,8 @@ def check(config: Stage1Config | Stage2Config) -> None:
         read_tensors(Path(config.init.encoder))
     if not torch.cuda.is_available():
         _check_compiler()
+    elif processes > torch.cuda.device_count():
+        raise UserError(f"launch.processes={processes}: this machine has {torch.cuda.device_count()} GPUs")
 
 
 def _check_compiler() -> None:
@@ -113,12 +133,15 @@ def _check_compiler() -> None:
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    flat_old, flat_new = _flatten(old), _flatten(new)
+def _differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
+    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
+    differing = [key for key in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(key) != flat_new.get(key)]
+    for key in RESCUE_KEYS.intersection(differing):
+        log.warning("%s was %s and is %s from here on", key, flat_old[key], flat_new[key])
     return [
         f"{key}: {flat_old.get(key)}, now {flat_new.get(key)}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if key not in FREE_KEYS and not key.startswith("launch.") and flat_old.get(key) != flat_new.get(key)
+        for key in differing
+        if key not in FREE_KEYS | RESCUE_KEYS and not key.startswith("launch.")
     ]
 
 

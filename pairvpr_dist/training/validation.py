@@ -14,6 +14,7 @@ from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.errors import UserError
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
 
@@ -33,7 +34,12 @@ def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int
 
 def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:
     """The loader of `data.validation`, in batches no larger than there are places."""
-    places = len(Corpus(config.data.validation, config.data.images_per_place).table)
+    places = len(Corpus(config.data.validation, config.data.min_images_per_place).table)
     batch = min(config.data.places_per_batch, places // world * world)
+    if batch < 2 * world:
+        raise UserError(
+            f"data.validation: holds {places} places with {config.data.min_images_per_place} images or more, and each "
+            f"of {world} processes needs two; add some or take fewer processes"
+        )
     data = replace(config.data, shards=config.data.validation, places_per_batch=batch, single_city=False)
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

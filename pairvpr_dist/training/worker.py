@@ -5,8 +5,11 @@ Contract: everything it needs is the stage's folder, made by `run_folder.open_fo
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+import time
 from pathlib import Path
 
 from pairvpr_dist import distributed
@@ -16,7 +19,7 @@ from pairvpr_dist.training.run_folder import read_config
 
 
 def main() -> None:
-    """Train; a `UserError` is told once, by rank 0, and ends the process with status 2."""
+    """Train; a `UserError` goes to the launcher, which tells it once, and ends the process with status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
     folder = Path(sys.argv[1])
@@ -24,10 +27,15 @@ def main() -> None:
     try:
         train(read_config(folder), folder)
     except UserError as error:
-        if distributed.rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+        _leave_message(str(error))
         raise SystemExit(2) from None
     distributed.stop()
+
+
+def _leave_message(message: str) -> None:
+    """Write the file that torch's elastic agent reads when a worker has failed."""
+    content = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

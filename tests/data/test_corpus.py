@@ -9,7 +9,7 @@ from pairvpr_dist.errors import UserError
 def test_rows_of_several_sets(build_shards: BuildShards) -> None:
     first = build_shards([photo_place(i, images=1 + i % 3, dataset="a", city="Lund") for i in range(12)])
     second = build_shards([photo_place(i, images=2, dataset=("b", "a")[i % 2], city="Oslo") for i in range(20, 26)])
-    corpus = Corpus([first, second], images_per_place=2)
+    corpus = Corpus([first, second], min_images=2)
     assert corpus.left_out == 4
     assert corpus.datasets == ["a", "b"]
     assert len(corpus.table) == len(corpus.dataset) == 8 + 6
@@ -28,7 +28,7 @@ def test_a_city_belongs_to_its_data_set_and_may_spread_over_shard_sets(build_sha
     places = [("a", "Lund"), ("a", ""), ("b", "Lund"), ("b", "")]
     first = build_shards([photo_place(i, 2, dataset, city) for i, (dataset, city) in enumerate(places)])
     second = build_shards([photo_place(9, 2, "b", "Lund"), photo_place(10, 2, "a", "")])
-    city = Corpus([first, second], images_per_place=2).table.city
+    city = Corpus([first, second], min_images=2).table.city
     assert len(set(city[:4])) == 4
     assert city[4] == city[2]
     assert city[5] == city[1]
@@ -44,8 +44,8 @@ def test_places_count_their_photographs_or_their_panoramas(build_shards: BuildSh
 def test_what_cannot_be_used_is_refused(build_shards: BuildShards) -> None:
     folder = build_shards([photo_place(i, images=2) for i in range(3)])
     with pytest.raises(UserError, match=r"data\.shards"):
-        Corpus([], images_per_place=2)
+        Corpus([], min_images=2)
     with pytest.raises(UserError, match=r"place photos/place00\d is in .* and .*name every place once"):
-        Corpus([folder, folder], images_per_place=2)
+        Corpus([folder, folder], min_images=2)
     with pytest.raises(UserError, match="no such folder"):
-        Corpus([folder + "-absent"], images_per_place=2)
+        Corpus([folder + "-absent"], min_images=2)

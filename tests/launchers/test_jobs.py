@@ -50,6 +50,12 @@ def test_a_prefix_sends_it_to_one_stage() -> None:
     assert (stage1.data.shards, stage2.data.shards) == (["here"], ["other"])
 
 
+def test_initial_weights_are_those_of_the_first_stage() -> None:
+    stage1, stage2, _ = jobs("pipeline", "vitb", [*GIVEN, "init.model=before", "init.encoder=dino.pth"])
+    assert (stage1.init.model, stage1.init.encoder) == ("before", "dino.pth")
+    assert (stage2.init.model, stage2.init.encoder) == ("runs/vitb/stage1/export", None)
+
+
 def test_a_key_of_one_objective_finds_its_stage() -> None:
     stage1, stage2, _ = jobs("pipeline", "tiny", [*GIVEN, "objective.mask_ratio=0.8", "objective.alpha=2"])
     assert stage1.objective.mask_ratio == 0.8

@@ -11,7 +11,7 @@ import torch
 
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.training.checkpoint import FILES, Progress, find_fault, load_latest, save
+from pairvpr_dist.training.checkpoint import FILES, Progress, find_fault, find_latest, load, save
 from pairvpr_dist.training.engine import FullState
 
 CONFIG = load_config("stage1", "tiny", ["data.shards=none"])
@@ -32,18 +32,17 @@ def names(folder: Path) -> list[str]:
 
 
 def loaded_step(folder: Path) -> int:
-    loaded = load_latest(folder)
-    assert loaded is not None
-    state, progress = loaded
+    latest = find_latest(folder)
+    assert latest is not None
+    state, progress = load(latest)
     assert torch.equal(state.model["a.weight"], state_at(progress.step).model["a.weight"])
     return progress.step
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     path = save_at(tmp_path, 7)
-    loaded = load_latest(tmp_path)
-    assert loaded is not None
-    state, progress = loaded
+    assert find_latest(tmp_path) == path
+    state, progress = load(path)
     assert progress == Progress(7, 1, 2.5)
     assert state.updates == 7
     for ours, theirs in ((state.model, state_at(7).model), (state.moments, state_at(7).moments)):
@@ -55,8 +54,8 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert load_latest(tmp_path) is None
-    assert load_latest(tmp_path / "nowhere") is None
+    assert find_latest(tmp_path) is None
+    assert find_latest(tmp_path / "nowhere") is None
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_when_every_one_is_damaged_the_run_is_not_started_afresh(tmp_path: Path)
     for step in (5, 10):
         cut(save_at(tmp_path, step) / "model.safetensors")
     with pytest.raises(UserError, match=r"every checkpoint is damaged; remove the folder"):
-        load_latest(tmp_path)
+        find_latest(tmp_path)
     assert names(tmp_path) == ["latest", "step-00000005", "step-00000010"]
 
 

@@ -34,12 +34,12 @@ def finish(arguments: list[str]) -> None:
 
 def kill_in_the_middle(arguments: list[str], folder: Path) -> None:
     """Start a run and kill the launcher and all workers, without warning, once a checkpoint is there."""
-    launcher = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    pointer = folder / "checkpoints" / f"step-{KILL_AT:08d}"
+    launcher = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
+    checkpoint = folder / "checkpoints" / f"step-{KILL_AT:08d}"
     deadline = time.monotonic() + PATIENCE
-    while not pointer.exists() and launcher.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists():
+        assert launcher.poll() is None, "the run ended of itself; see its output"
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     workers = psutil.Process(launcher.pid).children(recursive=True)  # torch gives each a session of its own
     os.killpg(launcher.pid, signal.SIGKILL)
@@ -47,7 +47,6 @@ def kill_in_the_middle(arguments: list[str], folder: Path) -> None:
         worker.kill()
     launcher.wait()
     psutil.wait_procs(workers, timeout=30)
-    assert pointer.exists()
     assert not (folder / "export").exists()
 
 

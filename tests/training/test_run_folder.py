@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pairvpr_dist import PairVPR
 from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.training.run_folder import is_finished, open_folder, read_config, stage_folder
+from shards.build import main as build
 
 
 @pytest.fixture
@@ -57,10 +59,30 @@ def test_what_does_not_change_the_result_may_change(
     assert read_config(open_folder(changed)) == changed
 
 
+def test_a_diverged_run_goes_on_with_gentler_settings_aloud(
+    config: TrainingConfig, city_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(open_folder(config))
+    gentler = ["optim.lr=0.0001", "optim.clip_grad_norm=0.5"]
+    changed = small_config("stage1", city_shards, Path(config.run), gentler)
+    assert read_config(open_folder(changed)).optim.lr == 0.0001
+    assert "optim.lr was 0.001 and is 0.0001 from here on" in caplog.text
+
+
+def test_shards_count_by_content_not_by_place(config: TrainingConfig, city_shards: Path, tmp_path: Path) -> None:
+    begin(open_folder(config))
+    moved = tmp_path / "moved"
+    shutil.copytree(city_shards, moved)
+    open_folder(small_config("stage1", moved, Path(config.run)))
+    shutil.rmtree(moved)
+    build(["synthetic", "--places", str(PLACES), "--views", "4", "--size", "96", "--seed", "5", "--out", str(moved)])
+    with pytest.raises(UserError, match=r"the content of data\.shards"):
+        open_folder(small_config("stage1", moved, Path(config.run)))
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("optim.lr=0.5", "optim.lr: 0.001, now 0.5"),
         ("seed=3", "seed: 0, now 3"),
         ("data.places_per_batch=4", "data.places_per_batch: 6, now 4"),
         ("train.max_steps=9", "train.max_steps: None, now 9"),

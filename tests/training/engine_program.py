@@ -21,6 +21,8 @@ from pairvpr_dist.training.loop import initial_model
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.schedules import make_schedule
 
+STEP = 5  # the pair loss has its weight, so that all is trained, a bias of one number too
+
 
 def differing(a: FullState, b: FullState) -> list[str]:
     """Names of the tensors that are not the same bit for bit."""
@@ -40,7 +42,7 @@ def gathered(engine: Engine) -> FullState:
 def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> tuple[dict[str, Any], FullState]:
     """One engine's life: take over `left`, update, refuse a gradient that is NaN, update again."""
     config = small_config(
-        "stage1", shards, Path("unused"), [f"train.zero_stage={zero}", f"train.precision={precision}"]
+        "stage2", shards, Path("unused"), [f"train.zero_stage={zero}", f"train.precision={precision}"]
     )
     loader = EpochLoader(
         config.data, config.model.image_size, config.seed, distributed.rank(), distributed.world_size()
@@ -55,12 +57,12 @@ def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> 
         engine.load_full_state(left)
     taken = gathered(engine)
     batch = next(iter(loader.epoch(0)))
-    set_rates(engine.groups, make_schedule(config, loader.steps_per_epoch), 1)
-    applied = engine.step(engine.forward(batch, 0)[0])
+    set_rates(engine.groups, make_schedule(config, loader.steps_per_epoch), STEP)
+    applied = engine.step(engine.forward(batch, STEP)[0])
     norm, updated = engine.gradient_norm(), gathered(engine)
-    refused = engine.step(engine.forward(batch, 1)[0] * float("nan"))
+    refused = engine.step(engine.forward(batch, STEP)[0] * float("nan"))
     after_refusal = gathered(engine)
-    applied_again = engine.step(engine.forward(batch, 2)[0])
+    applied_again = engine.step(engine.forward(batch, STEP)[0])
     last = gathered(engine)
     return {
         "precision": precision,

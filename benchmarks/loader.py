@@ -22,9 +22,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from pairvpr_dist.config import DataConfig, load_config
+from pairvpr_dist.config import load_config
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.errors import UserError, exit_on_user_error
+from pairvpr_dist.settings import DataConfig
 from shards.build import main as build
 from shards.synthetic_city import write_folder
 

@@ -7,15 +7,14 @@ always the right one to type.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launchers.jobs import STAGE_NAMES, jobs
-from pairvpr_dist.config import EvalRunConfig
 from pairvpr_dist.errors import UserError, exit_on_user_error
+from pairvpr_dist.settings import EvalRunConfig
 
 EXAMPLES = """examples:
   python launchers/local.py demo
@@ -128,5 +127,4 @@ def _refuse(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     exit_on_user_error(main)

@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import TrainingConfig
 
 USER_ERROR_STATUS = 2
 STOPPED_STATUS = 130

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import ModelConfig
+from pairvpr_dist.settings import ModelConfig
 
 PLACES = 6
 

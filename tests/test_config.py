@@ -8,20 +8,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pairvpr_dist.config import (
-    CONFIGS,
-    STAGES,
-    ModelConfig,
-    Stage1Config,
-    check_image_size,
-    config_from_dict,
-    has_key,
-    known_keys,
-    load_config,
-    to_dict,
-    to_yaml,
-)
+from pairvpr_dist.config import CONFIGS, STAGES, config_from_dict, has_key, known_keys, load_config, to_dict, to_yaml
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import ModelConfig, Stage1Config, check_image_size
 from pairvpr_dist.training.schedules import make_schedule
 
 SHARDS = "data.shards=none"

@@ -18,7 +18,8 @@ import torch
 from launchers.jobs import PIPELINE, jobs
 from pairvpr_dist import PairVPR
 from pairvpr_dist.cli import VERBS, Parser
-from pairvpr_dist.config import STAGES, EvalRunConfig, has_key, load_config
+from pairvpr_dist.config import STAGES, has_key, load_config
+from pairvpr_dist.settings import EvalRunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from pairvpr_dist.config import AugmentConfig
 from pairvpr_dist.data.randomness import Purpose, generator, torch_seed
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import AugmentConfig
 
 CROP_ATTEMPTS = 10
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pairvpr_dist.config import AugmentConfig, DataConfig
 from pairvpr_dist.data import decoding, panorama, plan
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.index import BadMember, ShardSet
 from pairvpr_dist.data.randomness import Purpose, generator, place_keys, view_keys
 from pairvpr_dist.data.sampling import View, choose_views, crop_side
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import AugmentConfig, DataConfig
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pairvpr_dist.config import ModelConfig
+from pairvpr_dist.settings import ModelConfig
 
 
 def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int) -> str:

@@ -16,9 +16,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pairvpr_dist.config import PATCH
 from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.models.patches import sincos_positions
+from pairvpr_dist.settings import PATCH
 
 TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
 

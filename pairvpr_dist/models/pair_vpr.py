@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pairvpr_dist.config import PATCH, ModelConfig, to_dict
+from pairvpr_dist.config import to_dict
 from pairvpr_dist.files import new_folder, write_json, write_text
 from pairvpr_dist.models.card import model_card
 from pairvpr_dist.models.decoder import Decoder
 from pairvpr_dist.models.encoder import Encoder
 from pairvpr_dist.models.weights import load_model_state, read_model_file
+from pairvpr_dist.settings import PATCH, ModelConfig
 
 
 @dataclass
@@ -49,7 +50,12 @@ class PairVPR(nn.Module):
         )
 
     def describe(self, images: Tensor) -> Description:
-        """Descriptor and dense features of normalised images (B, 3, H, W)."""
+        """Descriptor and dense features of normalised images (B, 3, S, S), S a multiple of 14.
+
+        Raises `ValueError` for images that are not square: the decoder knows dense features by their number alone.
+        """
+        if images.shape[-1] != images.shape[-2]:
+            raise ValueError(f"images of {tuple(images.shape)} are not square; resize them first")
         class_token, dense = self.encoder(images)
         return Description(F.normalize(self.descriptor_head(class_token).float(), dim=-1), dense)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pairvpr_dist.config import PATCH
+from pairvpr_dist.settings import PATCH
 
 
 def patchify(images: Tensor) -> Tensor:

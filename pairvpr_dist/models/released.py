@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pairvpr_dist.config import PATCH, ModelConfig
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.encoder import PRESETS
+from pairvpr_dist.settings import PATCH, ModelConfig
 
 ENCODER = "encoder.model."
 PREFIXES = {

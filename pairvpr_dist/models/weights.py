@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pairvpr_dist.config import PATCH, ModelConfig, config_from_dict
+from pairvpr_dist.config import config_from_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
 from pairvpr_dist.models.patches import resize_positions
 from pairvpr_dist.models.released import encoder_from_released, from_released, is_released
+from pairvpr_dist.settings import PATCH, ModelConfig
 
 if TYPE_CHECKING:
     from pairvpr_dist.models.pair_vpr import PairVPR
@@ -62,10 +63,14 @@ def read_model_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
-    """Load a whole model strictly; heads that a released stage-1 file lacks start from scratch, and it is said."""
+    """Load a whole model strictly.
+
+    Heads that a released stage-1 file lacks start from scratch, and it is said; an export folder has them all.
+    """
     own = model.state_dict()
     state = dict(state)
-    fresh = [head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state)]
+    heads = () if where.is_dir() else STAGE2_HEADS
+    fresh = [head for head in heads if not any(key.startswith(head) for key in state)]
     for key in own:
         if key.startswith(tuple(fresh)) and fresh:
             state[key] = own[key]

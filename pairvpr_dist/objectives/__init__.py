@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pairvpr_dist.config import Stage1Config, TrainingConfig
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives.base import Objective
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
 from pairvpr_dist.objectives.place_recognition import PlaceRecognition
+from pairvpr_dist.settings import Stage1Config, TrainingConfig
 
 
 def build_objective(config: TrainingConfig, model: PairVPR, datasets: Sequence[str]) -> Objective:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pairvpr_dist.config import PATCH, AugmentConfig, MaskedModellingConfig
 from pairvpr_dist.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, DeviceAugment, random_masks
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.patches import normalised_patches, patchify, unpatchify
 from pairvpr_dist.objectives.base import Metrics, Objective
+from pairvpr_dist.settings import PATCH, AugmentConfig, MaskedModellingConfig
 
 PICTURED = 6  # places in a picture
 

@@ -15,12 +15,12 @@ from pytorch_metric_learning.losses import MultiSimilarityLoss
 from pytorch_metric_learning.miners import BatchHardMiner, MultiSimilarityMiner
 from torch import Tensor
 
-from pairvpr_dist.config import AugmentConfig, PlaceRecognitionConfig
 from pairvpr_dist.data.augmentation import DeviceAugment
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import gather, gather_with_gradient
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives.base import Metrics, Objective
+from pairvpr_dist.settings import AugmentConfig, PlaceRecognitionConfig
 
 
 def ramp(step: int, start: int, end: int) -> float:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pairvpr_dist.config import PATCH, EvalConfig
 from pairvpr_dist.data.augmentation import normalise
 from pairvpr_dist.data.decoding import load_square
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.pair_vpr import Description, PairVPR
+from pairvpr_dist.settings import PATCH, EvalConfig
 
 
 class Describer:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pairvpr_dist.config import EvalConfig, to_dict
+from pairvpr_dist.config import to_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import new_folder, read_json, write_json
 from pairvpr_dist.models.pair_vpr import PairVPR
@@ -29,6 +29,7 @@ from pairvpr_dist.retrieval.index import search
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
 from pairvpr_dist.retrieval.results import figures
+from pairvpr_dist.settings import EvalConfig
 
 FORMAT = "pairvpr-results/1"
 RESULTS = "results.json"

@@ -18,13 +18,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from pairvpr_dist.config import EvalConfig, config_from_dict
+from pairvpr_dist.config import config_from_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
 from pairvpr_dist.retrieval.curves import Curve, read_curves
 from pairvpr_dist.retrieval.evaluate import CANDIDATES, RESULTS, read_results
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.results import first_hits
+from pairvpr_dist.settings import EvalConfig
 
 THUMBNAIL = 320  # pixels, the longer side
 EXAMPLES = 4  # of each kind

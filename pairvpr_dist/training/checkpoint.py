@@ -17,9 +17,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from pairvpr_dist.config import TrainingConfig, to_dict
+from pairvpr_dist.config import to_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import new_folder, read_json, write_json, write_text
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.engine import FullState
 
 log = logging.getLogger(__name__)

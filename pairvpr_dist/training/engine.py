@@ -26,10 +26,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.objectives.base import Metrics, Objective
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.optimizer import build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

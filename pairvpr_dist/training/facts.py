@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pairvpr_dist.config import TrainingConfig, to_dict
+from pairvpr_dist.config import to_dict
 from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.checkpoint import Progress
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from pairvpr_dist import distributed
-from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.models.weights import load_encoder, load_pretrained
 from pairvpr_dist.objectives import build_objective
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine

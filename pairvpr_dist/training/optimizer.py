@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pairvpr_dist.config import OptimConfig
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.settings import OptimConfig
 from pairvpr_dist.training.schedules import Schedule
 
 EMBEDDINGS = ("encoder.mask_token", "encoder.vit.cls_token", "encoder.vit.reg_token", "encoder.vit.pos_embed")

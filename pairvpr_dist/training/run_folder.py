@@ -23,13 +23,14 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from pairvpr_dist.config import STAGES, Stage1Config, Stage2Config, TrainingConfig, config_from_dict, to_dict, to_yaml
+from pairvpr_dist.config import STAGES, config_from_dict, to_dict, to_yaml
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
+from pairvpr_dist.settings import Stage1Config, Stage2Config, TrainingConfig
 from pairvpr_dist.training.validation import validation_loader
 
 log = logging.getLogger(__name__)

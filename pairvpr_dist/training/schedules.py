@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pairvpr_dist.config import TrainingConfig
+from pairvpr_dist.settings import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from pairvpr_dist.config import AugmentConfig
 from pairvpr_dist.data.decoding import Box, Undecodable, decode, load_square, make_view, random_box, resize
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import AugmentConfig
 
 AREA, ASPECT = [0.7, 1.0], [3 / 4, 4 / 3]
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 15, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from small_shards import BuildShards, panorama_place, photo_place
 
-from pairvpr_dist.config import AugmentConfig, DataConfig
 from pairvpr_dist.data.decoding import Box, resize
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import BAD_PLACES_ALLOWED, Batch, EpochLoader
 from pairvpr_dist.data.randomness import view_keys
 from pairvpr_dist.data.shard_format import stable_id
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import AugmentConfig, DataConfig
 
 GLOBAL = 6  # places per batch, shared by 1, 2 and 3 ranks
 SIZE = 28

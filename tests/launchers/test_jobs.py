@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launchers.jobs import jobs
-from pairvpr_dist.config import EvalRunConfig, Stage1Config, Stage2Config
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import EvalRunConfig, Stage1Config, Stage2Config
 
 GIVEN = ["data.shards=here", "eval.data=there"]
 

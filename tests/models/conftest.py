@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pairvpr_dist.config import PATCH
 from pairvpr_dist.models.patches import resize_positions, sincos_positions
+from pairvpr_dist.settings import PATCH
 
 SPEC = json.loads((Path(__file__).parents[1] / "fixtures" / "stage1_stage2_vits14.json").read_text())
 STAGE2_ONLY = ("decoder_clstoken", "dec_pos_embed_cls")

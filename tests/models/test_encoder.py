@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import PATCH, load_config
+from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.encoder import PRESETS, Encoder
+from pairvpr_dist.settings import PATCH
 
 
 def inputs_and_output(module: nn.Module, run: Encoder, *arguments: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import PATCH
 from pairvpr_dist.models.patches import normalised_patches
 from pairvpr_dist.models.weights import load_pretrained
+from pairvpr_dist.settings import PATCH
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = np.load(FIXTURES / "stage1_stage2_vits14.npz")

@@ -61,3 +61,8 @@ def test_reconstruct_sees_the_other_view_and_not_what_is_hidden(model: PairVPR, 
     other_changed = other.clone()
     other_changed[:, :, :14, :14] += 1
     assert not torch.allclose(model.reconstruct(image, mask, other_changed), predicted, atol=1e-4)
+
+
+def test_images_that_are_not_square_are_refused(model: PairVPR) -> None:
+    with pytest.raises(ValueError, match="not square"):
+        model.describe(torch.randn(1, 3, 56, 126))  # 4 x 9 patches would pass for 6 x 6

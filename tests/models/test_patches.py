@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairvpr_dist.config import PATCH
 from pairvpr_dist.models.patches import normalised_patches, patchify, resize_positions, sincos_positions, unpatchify
+from pairvpr_dist.settings import PATCH
 
 sides = st.integers(1, 5)
 

@@ -18,12 +18,12 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import ModelConfig
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.encoder import Encoder
 from pairvpr_dist.models.patches import resize_positions
 from pairvpr_dist.models.released import encoder_from_released
 from pairvpr_dist.models.weights import check_same_architecture, load_encoder, load_pretrained, read_tensors
+from pairvpr_dist.settings import ModelConfig
 
 ReleasedState = Callable[[int], dict[str, Tensor]]
 SMALL_VITS = ModelConfig(

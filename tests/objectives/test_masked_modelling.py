@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import AugmentConfig, MaskedModellingConfig
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
+from pairvpr_dist.settings import AugmentConfig, MaskedModellingConfig
 
 AUGMENT = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=[1.0, 1.0], colour_jitter=0.4, rand_augment_ops=0)
 

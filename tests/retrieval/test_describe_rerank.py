@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import EvalConfig, load_config
+from pairvpr_dist.config import load_config
 from pairvpr_dist.data.augmentation import normalise
 from pairvpr_dist.data.decoding import load_square
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.describe import Describer, describe_images, require_finite
 from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
+from pairvpr_dist.settings import EvalConfig
 
 UNLIMITED = 2**30
 

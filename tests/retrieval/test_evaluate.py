@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pairvpr_dist.config import EvalConfig, load_config
+from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
 from pairvpr_dist.retrieval.evaluate import CANDIDATE_COLUMNS, evaluate_model, read_results
 from pairvpr_dist.retrieval.protocols import load_protocol
+from pairvpr_dist.settings import EvalConfig
 
 
 def config(export: Path, data: Path, *overrides: str) -> EvalConfig:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from launchers.processes import set_environment
-from pairvpr_dist.config import TrainingConfig, load_config
+from pairvpr_dist.config import load_config
+from pairvpr_dist.settings import TrainingConfig
 
 PLACES = 12
 SMALL = {

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import TrainingConfig, load_config
+from pairvpr_dist.config import load_config
 from pairvpr_dist.objectives import build_objective
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.optimizer import build_optimizer, layer_of, parameter_groups, set_rates
 from pairvpr_dist.training.schedules import make_schedule
 

@@ -10,8 +10,8 @@ import pytest
 from small_runs import PLACES, small_config
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.config import TrainingConfig
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.run_folder import is_finished, open_folder, read_config, stage_folder
 from shards.build import main as build
 

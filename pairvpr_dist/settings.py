@@ -1,0 +1,289 @@
+"""The keys of a configuration: dataclasses with types and checks, and no values.
+
+Contract: every value has one home, `configs/`; every check is made once, when the dataclass is made, and ends in a
+`UserError` that names key, value and remedy. `config.py` reads the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pairvpr_dist.errors import UserError
+
+PATCH = 14  # pixels, the side of a DINOv2 patch
+
+
+def _require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{key}={value}: {remedy}")
+
+
+def check_image_size(key: str, size: int) -> None:
+    """An image side in pixels must be a positive multiple of the patch side, 14."""
+    near = max(PATCH, round(size / PATCH) * PATCH)
+    _require(size > 0 and size % PATCH == 0, key, size, f"must be a multiple of {PATCH}; the nearest is {near}")
+
+
+@dataclass
+class ModelConfig:
+    """Shape of `PairVPR`. It travels with every checkpoint and export."""
+
+    encoder: str  # a preset of models/encoder.py: tiny, dinov2_vits14_reg, dinov2_vitb14_reg, ...
+    image_size: int  # pixels, square; a multiple of 14
+    frozen_blocks: int  # this many first encoder blocks, and all below them, are not trained
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+    descriptor_dim: int
+    pair_hidden_dim: int
+
+    def __post_init__(self) -> None:
+        for key in ("decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim"):
+            _require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
+        check_image_size("model.image_size", self.image_size)
+        _require(
+            self.decoder_dim % self.decoder_heads == 0,
+            "model.decoder_heads",
+            self.decoder_heads,
+            f"must divide model.decoder_dim={self.decoder_dim}",
+        )
+        _require(self.decoder_dim % 4 == 0, "model.decoder_dim", self.decoder_dim, "must be a multiple of 4")
+
+
+@dataclass
+class InitConfig:
+    """Where weights come from before the first step. Paths only; nothing is ever downloaded."""
+
+    encoder: str | None  # DINOv2 weights of the encoder alone (released .pth or timm safetensors)
+    model: str | None  # a whole model: an export folder or a released Pair-VPR .pth
+
+
+@dataclass
+class AugmentConfig:
+    """Random views. All of it is keyed by (seed, epoch, place, view)."""
+
+    crop_area: list[float]  # share of the image's area kept by the random resized crop; [1, 1] resizes the whole image
+    crop_aspect: list[float]  # aspect ratio range of the crop
+    colour_jitter: float  # brightness, contrast and saturation are each scaled by U(1 - c, 1 + c)
+    rand_augment_ops: int  # operations of RandAugment per image; 0 is off
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1,
+            "data.augment.crop_area",
+            self.crop_area,
+            "must be two ascending shares in (0, 1]",
+        )
+        _require(len(self.crop_aspect) == 2 and 0 < self.crop_aspect[0] <= self.crop_aspect[1],
+                 "data.augment.crop_aspect", self.crop_aspect, "must be two ascending positive ratios")  # fmt: skip
+        _require(0 <= self.colour_jitter < 1, "data.augment.colour_jitter", self.colour_jitter, "must lie in [0, 1)")
+
+
+@dataclass
+class DataConfig:
+    """What is read and in which portions."""
+
+    shards: list[str]  # folders written by shards/build.py; every place of all of them once an epoch
+    validation: list[str]  # shard folders of places that are never trained on; empty: no validation
+    places_per_batch: int  # places per step over all ranks together
+    images_per_place: int  # 2 is a pair (stage 1); stage 2 takes 4
+    min_images_per_place: int  # places with fewer images are left out
+    single_city: bool  # places of one batch come from one city
+    workers: int  # loader processes per rank; 0 reads in the training process
+    augment: AugmentConfig
+
+    def __post_init__(self) -> None:
+        _require(self.places_per_batch > 0, "data.places_per_batch", self.places_per_batch, "must be positive")
+        _require(self.images_per_place >= 2, "data.images_per_place", self.images_per_place, "must be at least 2")
+        _require(
+            self.min_images_per_place >= self.images_per_place,
+            "data.min_images_per_place",
+            self.min_images_per_place,
+            f"must be at least data.images_per_place={self.images_per_place}",
+        )
+        _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
+
+
+@dataclass
+class MaskedModellingConfig:
+    """Stage 1: siamese masked image modelling."""
+
+    mask_ratio: float  # exactly int(mask_ratio * patches) patches of the first view are hidden
+
+    def __post_init__(self) -> None:
+        _require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "must lie strictly between 0 and 1")
+
+
+@dataclass
+class PlaceRecognitionConfig:
+    """Stage 2: Multi-Similarity loss of the descriptor plus cross-entropy of the pair score."""
+
+    alpha: float
+    beta: float
+    base: float
+    epsilon: float  # margin of the Multi-Similarity miner
+    pair_loss_weight: float
+    pair_loss_warmup_steps: list[int]  # the weight rises linearly from 0 between these two steps; [0, 0] is at once
+
+    def __post_init__(self) -> None:
+        ramp = self.pair_loss_warmup_steps
+        _require(
+            len(ramp) == 2 and 0 <= ramp[0] <= ramp[1],
+            "objective.pair_loss_warmup_steps",
+            ramp,
+            "must be two ascending steps",
+        )
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    lr: float  # peak learning rate, before the scaling by batch
+    lr_reference_batch: int | None  # peak = lr * sqrt(places_per_batch / this); none: lr as it stands
+    schedule: str  # cosine or linear decay after the warm-up
+    final_lr: float  # learning rate at the end, a share of the peak where final_lr_is_share
+    final_lr_is_share: bool
+    decay_steps: int | None  # the decay ends at this step and stays; none: at the last step of the run
+    warmup_epochs: float  # linear rise from 0; may be a fraction
+    betas: list[float]
+    weight_decay: float
+    weight_decay_end: float  # cosine from weight_decay to this
+    decay_all_parameters: bool  # also biases, norms and other 1-D tensors
+    layer_decay: float  # learning rate factor per layer, from the heads down; 1 is off
+    patch_embed_lr_scale: float
+    clip_grad_norm: float  # 0 is off
+
+    def __post_init__(self) -> None:
+        _require(self.schedule in ("cosine", "linear"), "optim.schedule", self.schedule, "must be cosine or linear")
+        for key in ("lr", "layer_decay", "patch_embed_lr_scale"):
+            _require(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "must be positive")
+        for key in ("final_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad_norm"):
+            _require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "must be 0 or more")
+        for key in ("lr_reference_batch", "decay_steps"):
+            value = getattr(self, key)
+            _require(value is None or value > 0, f"optim.{key}", value, "must be positive, or null")
+        _require(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas,
+                 "must be two numbers in [0, 1)")  # fmt: skip
+
+
+@dataclass
+class TrainConfig:
+    """The run itself."""
+
+    epochs: int
+    max_steps: int | None  # end after this many steps, however many epochs that is; schedules follow
+    zero_stage: int  # DeepSpeed ZeRO: 0, 1, 2 or 3
+    precision: str  # auto (bf16 on GPU, fp32 on CPU), bf16 or fp32
+    log_every: int  # steps between two lines of metrics.jsonl
+    validate_every: int  # steps between two validations; 0: only at the end
+    checkpoint_every: int  # steps between two checkpoints; one is always written at the end
+    keep_checkpoints: int
+    max_skipped_steps: int  # this many non-finite steps in a row end the run
+
+    def __post_init__(self) -> None:
+        _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        _require(
+            self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "must be auto, bf16 or fp32"
+        )
+        _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "must be positive")
+        for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
+
+
+@dataclass
+class LaunchConfig:
+    """Processes of this machine."""
+
+    processes: int
+    threads: int | None  # CPU threads per process; none: the cores shared out
+
+    def __post_init__(self) -> None:
+        _require(self.processes > 0, "launch.processes", self.processes, "must be positive")
+
+
+@dataclass
+class EvalConfig:
+    """Two-stage retrieval and its measurement."""
+
+    model: str  # an export folder or a released .pth
+    data: str  # the data set as it lies on disk
+    protocol: str  # a name of retrieval/protocols
+    top_k: int  # candidates per query that are re-ranked
+    image_size: int | None  # pixels; none: the model's own
+    positive_distance: float  # metres, for protocols by UTM
+    recall_at: list[int]
+    batch_size: int  # images per encoder call
+    pair_batch_size: int  # pairs per decoder call
+    workers: int
+    feature_budget_gib: float  # dense features kept on disk; what is over is computed again when needed
+    precision: str  # auto, bf16 or fp32
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_image_size("eval.image_size", self.image_size)
+        at = self.recall_at
+        _require(bool(at) and at[0] > 0 and at == sorted(set(at)), "eval.recall_at", at, "must be ascending ranks")
+        _require(
+            self.top_k >= at[-1],
+            "eval.top_k",
+            self.top_k,
+            f"must be at least the last of eval.recall_at={at}; lower that or raise this",
+        )
+        _require(self.positive_distance > 0, "eval.positive_distance", self.positive_distance, "must be positive")
+        for key in ("batch_size", "pair_batch_size"):
+            _require(getattr(self, key) > 0, f"eval.{key}", getattr(self, key), "must be positive")
+        for key in ("workers", "feature_budget_gib"):
+            _require(getattr(self, key) >= 0, f"eval.{key}", getattr(self, key), "must be 0 or more")
+        _require(
+            self.precision in ("auto", "bf16", "fp32"), "eval.precision", self.precision, "must be auto, bf16 or fp32"
+        )
+
+
+@dataclass
+class RunConfig:
+    """What every stage has: its name, its size and the run folder that it writes below."""
+
+    stage: str
+    size: str
+    run: str  # the run folder; a stage writes into <run>/<stage>
+    seed: int
+    launch: LaunchConfig
+
+
+@dataclass
+class Stage1Config(RunConfig):
+    """Siamese masked image modelling on pairs of one place."""
+
+    model: ModelConfig
+    init: InitConfig
+    data: DataConfig
+    objective: MaskedModellingConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        _require(self.data.images_per_place == 2, "data.images_per_place", self.data.images_per_place,
+                 "stage 1 learns from pairs; it must be 2")  # fmt: skip
+
+
+@dataclass
+class Stage2Config(RunConfig):
+    """Descriptor and pair classifier together."""
+
+    model: ModelConfig
+    init: InitConfig
+    data: DataConfig
+    objective: PlaceRecognitionConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+@dataclass
+class EvalRunConfig(RunConfig):
+    """Evaluation of one model on one protocol."""
+
+    eval: EvalConfig
+
+
+TrainingConfig = Stage1Config | Stage2Config

@@ -58,6 +58,9 @@ def run(configs: Sequence[Any]) -> None:
 
 def check_all(configs: Sequence[Any]) -> None:
     """Everything that can be known to fail is told before the first stage starts."""
+    from launchers.processes import choose_accelerator
+
+    choose_accelerator()
     from pairvpr_dist.training.run_folder import check, check_folder
 
     made = {f"{config.run}/{config.stage}/export" for config in configs}

@@ -23,13 +23,18 @@ USER_ERROR_STATUS = 2
 STOPPED_STATUS = 130
 
 
+def choose_accelerator() -> None:
+    """Tell DeepSpeed of the CPU before it is imported, or it warns of its guess at every start."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 def set_environment(threads: int) -> None:
     """Set what workers inherit."""
+    choose_accelerator()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # DeepSpeed compiles with ninja, which stands beside the Python of the environment, activated or not.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of its guess at every start
 
 
 def run_training(config: TrainingConfig, folder: Path) -> None:

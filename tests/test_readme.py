@@ -135,7 +135,8 @@ def test_the_python_face_runs_as_shown(export: Path, street: Path, tmp_path: Pat
 def test_the_five_commands_run_as_shown(street: Path, tmp_path: Path) -> None:
     """README's commands one after another, word by word, on a small street, with fewer steps."""
     (block,) = [block for block in blocks(PAGES["README.md"]) if "shards/build.py" in block]
-    fewer = "data.places_per_batch=6 stage2.data.images_per_place=3 train.max_steps=2"
+    fewer = "data.places_per_batch=6 stage2.data.images_per_place=3 stage2.data.min_images_per_place=3"
+    fewer += " train.max_steps=2"
     programs = {"python": [sys.executable], "pairvpr": [sys.executable, "-m", "pairvpr_dist.cli"]}
     shutil.copytree(street / "database", tmp_path / "photographs")
     shutil.copytree(street, tmp_path / "data/my_city")

@@ -134,7 +134,8 @@ class EpochLoader:
         have = f"{max(largest, default=0)} places" + (" in the largest city" if config.single_city else "")
         return (
             f"data.places_per_batch={config.places_per_batch}: there are only {have} with at least "
-            f"{config.min_images_per_place} images ({self.left_out} have fewer); lower it or add shards"
+            f"{config.min_images_per_place} images ({self.left_out} have fewer); "
+            "lower it or data.min_images_per_place, or add shards"
         )
 
 

@@ -34,7 +34,7 @@ def main() -> None:
 
 def _leave_message(message: str) -> None:
     """Write the file that torch's elastic agent reads when a worker has failed."""
-    content = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}
+    content = {"message": message, "timestamp": int(time.time())}
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -142,3 +142,17 @@ def test_a_stage_that_has_ended_is_not_run_again(few_shards: Path, capsys: pytes
     main(["stage1", "tiny", f"data.shards={few_shards}", "data.places_per_batch=6", "run=out"])
     assert "stage1: has ended before; its model is out/stage1/export" in capsys.readouterr().out
     assert Path("out/stage1/export/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_only_a_worker_can_find_is_told_in_one_line(few_shards: Path, tmp_path: Path) -> None:
+    model = PairVPR(jobs("stage1", "tiny", [f"data.shards={few_shards}"])[0].model)
+    model.save_pretrained(tmp_path / "whole")  # a whole model where an encoder is wanted
+    command = [sys.executable, "launchers/local.py", "stage1", "tiny", f"data.shards={few_shards}"]
+    command += ["data.places_per_batch=6", f"run={tmp_path / 'run'}"]
+    command += [f"init.encoder={tmp_path / 'whole' / 'model.safetensors'}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert ended.returncode == 2
+    assert len(told) == 1
+    assert told[0].startswith(f"error: {tmp_path / 'whole' / 'model.safetensors'}: does not fit this model; missing:")
+    assert "Traceback" not in ended.stderr

@@ -80,16 +80,36 @@ class AugmentConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """How shard sets at a URL (http, https, s3, gs) are read."""
+
+    read: str  # ranges: only the members that a view needs; shards: whole tars, through the cache
+    cache: str | None  # folder on a disk of this machine, shared by its processes; none: pairvpr_dist in the user's
+    cache_gib: float  # room for whole tars in the cache; the least recently used go first
+    attempts: int  # for one request, with growing pauses between them, before the run ends
+    timeout: float  # seconds that one request may take
+
+    def __post_init__(self) -> None:
+        _require(self.read in ("ranges", "shards"), "data.remote.read", self.read, "must be ranges or shards")
+        for key in ("cache_gib", "attempts", "timeout"):
+            _require(getattr(self, key) > 0, f"data.remote.{key}", getattr(self, key), "must be positive")
+
+
+@dataclass
 class DataConfig:
     """What is read and in which portions."""
 
-    shards: list[str]  # folders written by shards/build.py; every place of all of them once an epoch
+    shards: list[str]  # folders or URLs of sets written by shards/build.py
+    weights: list[float]  # times that a place of each of them comes per epoch; empty: once
     validation: list[str]  # shard folders of places that are never trained on; empty: no validation
     places_per_batch: int  # places per step over all ranks together
     images_per_place: int  # 2 is a pair (stage 1); stage 2 takes 4
     min_images_per_place: int  # places with fewer images are left out
     single_city: bool  # places of one batch come from one city
     workers: int  # loader processes per rank; 0 reads in the training process
+    max_bad_places: int  # this many places that cannot be read never end a run, however small it is
+    max_bad_share: float  # of all places; more than both ends the run
+    remote: RemoteConfig
     augment: AugmentConfig
 
     def __post_init__(self) -> None:
@@ -102,6 +122,14 @@ class DataConfig:
             f"must be at least data.images_per_place={self.images_per_place}",
         )
         _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
+        _require(self.max_bad_places >= 0, "data.max_bad_places", self.max_bad_places, "must be 0 or more")
+        _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must lie in [0, 1]")
+        _require(
+            not self.weights or (len(self.weights) == len(self.shards) and min(self.weights) > 0),
+            "data.weights",
+            self.weights,
+            f"must be one positive number for each of the {len(self.shards)} data.shards",
+        )
 
 
 @dataclass

@@ -36,7 +36,7 @@ def summary(manifest: Manifest) -> str:
     """What was built, in one line."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items())
     dropped = f"{reasons} ({DROPPED_LIST})" if reasons else "nothing"
-    licence = NOT_STATED if manifest.licence == NOT_STATED else "see manifest"
+    licence = NOT_STATED if list(manifest.licences) == [NOT_STATED] else "see manifest"
     return (
         f"places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
         f"dropped: {dropped}  {size_in_words(manifest)}  licence: {licence}"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.data.shard_format import (
     FORMAT,
     IMAGE,
@@ -106,6 +107,7 @@ class _Writer:
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
         self.places: list[tuple[Any, ...]] = []
+        self.keys: list[bytes] = []
         self.images: list[np.ndarray] = []  # of each finished tar
         self.members: list[np.ndarray] = []
         self.shards: list[FileRecord] = []
@@ -121,7 +123,8 @@ class _Writer:
         dataset = self.datasets.setdefault(place.dataset, len(self.datasets))
         city = self.cities.setdefault(place.city, len(self.cities)) if place.city else -1
         name = stable_id(place.dataset, place.key)
-        self.places.append((name, self._image_count, len(images), dataset, city, place.key.encode("ascii")))
+        self.places.append((name, self._image_count, len(images), 0, 0, 0, city, dataset))
+        self.keys.append(place.key.encode("ascii"))
         self._image_count += len(images)
         limit = min(self.layout.images_per_sample, MAX_IMAGES)
         parts = math.ceil(len(images) / limit)
@@ -171,7 +174,9 @@ class _Writer:
     def finish(self, importer: Importer, dropped: list[Dropped]) -> Manifest:
         """Write index, list of what was dropped and manifest."""
         self._finish_tar()
-        arrays = (np.array(self.places, PLACE), np.concatenate(self.images), np.concatenate(self.members))
+        images, members = np.concatenate(self.images), np.concatenate(self.members)
+        places = _count_images(np.array(self.places, PLACE), images, members)
+        arrays = (places, np.array(self.keys), images, members)
         for name, array in zip(INDEX_DTYPES, arrays, strict=True):
             np.save(self.folder / name, array, allow_pickle=False)
         _write_dropped(self.folder / DROPPED_LIST, dropped)
@@ -179,7 +184,8 @@ class _Writer:
             format=FORMAT,
             kind=importer.kind,
             source=importer.source,
-            licence=importer.licence or NOT_STATED,
+            licences={importer.licence or NOT_STATED: self._image_count},
+            options={},
             places=len(self.places),
             images=self._image_count,
             panoramas=self._panorama_count,
@@ -192,6 +198,17 @@ class _Writer:
         )
         write_json(self.folder / MANIFEST, manifest.to_json())
         return manifest
+
+
+def _count_images(places: np.ndarray, images: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """The places with the shard where each begins and what of its images can be drawn."""
+    first = places["first_image"]
+    last = first + places["images"]
+    for field, usable in (("photographs", is_photograph(images)), ("panoramas", is_aimable(images))):
+        before = np.concatenate([[0], np.cumsum(usable)])
+        places[field] = before[last] - before[first]
+    places["shard"] = members["shard"][images["first_member"][first]]
+    return places
 
 
 def file_record(path: Path) -> FileRecord:

@@ -13,7 +13,6 @@ import numpy as np
 
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.plan import PlaceTable
-from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.errors import UserError
 
 
@@ -60,11 +59,8 @@ class Corpus:
     def _shard_numbers(self) -> np.ndarray:
         """Number of the shard where each place begins, counted over all sets."""
         offsets = np.cumsum([0, *(len(one.manifest.shards) for one in self.sets)])
-        numbers = []
-        for (one, place), offset in zip(self._parts(), offsets, strict=False):
-            first_member = one.images["first_member"][one.places["first_image"][place]]
-            numbers.append(one.members["shard"][first_member].astype(np.int64) + offset)
-        return np.concatenate(numbers)
+        parts = zip(self._parts(), offsets, strict=False)
+        return np.concatenate([one.places["shard"][place].astype(np.int64) + offset for (one, place), offset in parts])
 
     def _city_numbers(self) -> np.ndarray:
         """Number of each place's (data set, city), counted over all sets; unknown is a city of its data set."""
@@ -91,11 +87,5 @@ class Corpus:
 
 
 def _images_to_draw(shard_set: ShardSet) -> np.ndarray:
-    """How many views of each place can be drawn, int64 (places,): see `sampling.choose_views`."""
-    first = shard_set.places["first_image"]
-    last = first + shard_set.places["images"]
-    counts = []
-    for usable in (is_photograph(shard_set.images), is_aimable(shard_set.images)):
-        before = np.concatenate([[0], np.cumsum(usable)])
-        counts.append(before[last] - before[first])
-    return np.maximum(*counts)
+    """How many views of each place can be drawn, int32 (places,): see `sampling.choose_views`."""
+    return np.maximum(shard_set.places["photographs"], shard_set.places["panoramas"])

@@ -38,7 +38,7 @@ class ShardSet:
 
     def __init__(self, folder: Path, manifest: Manifest, index: dict[str, np.ndarray]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.places, self.images, self.members = (index[name] for name in INDEX_DTYPES)
+        self.places, self.keys, self.images, self.members = (index[name] for name in INDEX_DTYPES)
         self._file = lru_cache(maxsize=OPEN_FILES)(lambda shard: _OpenFile(self.shard_path(shard)))
 
     @classmethod
@@ -68,7 +68,7 @@ class ShardSet:
 
     def place_key(self, place: int) -> str:
         """The key of the place at row `place`."""
-        return self.places["key"][place].decode("ascii")
+        return self.keys[place].decode("ascii")
 
     def place_of_member(self, row: int) -> int:
         """The place that the member at `row` belongs to. Images and members lie in the order of places."""
@@ -77,16 +77,29 @@ class ShardSet:
 
     def read_member(self, row: int) -> bytes:
         """The JPEG stored at `row` of members.npy. Raises `BadMember`."""
-        shard, offset, size, crc32 = (int(value) for value in self.members[row])
+        return self.read_members(row, 1)[0]
+
+    def read_members(self, first: int, count: int) -> list[bytes]:
+        """The JPEGs stored at `count` rows of members.npy from `first` on, which lie in one tar, in one read.
+
+        Raises `BadMember` for the first of them that cannot be had.
+        """
+        records = self.members[first : first + count]
+        begin = int(records[0]["offset"])
+        length = int(records[-1]["offset"]) + int(records[-1]["size"]) - begin
         try:
-            content = os.pread(self._file(shard).descriptor, size, offset)
+            content = memoryview(os.pread(self._file(int(records[0]["shard"])).descriptor, length, begin))
         except OSError as error:
-            raise self.bad_member(row, str(error)) from None
-        if len(content) != size:
-            raise self.bad_member(row, f"the tar ends {size - len(content)} bytes early")
-        if zlib.crc32(content) != crc32:
-            raise self.bad_member(row, "checksum differs from the index")
-        return content
+            raise self.bad_member(first, str(error)) from None
+        members = []
+        for row, (_, offset, size, crc32) in enumerate(records.tolist(), start=first):
+            member = bytes(content[offset - begin : offset - begin + size])
+            if len(member) != size:
+                raise self.bad_member(row, f"the tar ends {size - len(member)} bytes early")
+            if zlib.crc32(member) != crc32:
+                raise self.bad_member(row, "checksum differs from the index")
+            members.append(member)
+        return members
 
     def bad_member(self, row: int, reason: str) -> BadMember:
         """The exception that names shard and place of the member at `row`."""
@@ -132,6 +145,6 @@ def map_index(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not readable as an index: {error}; rebuild the set") from None
-    if array.dtype != dtype or array.ndim != 1:
+    if (array.dtype != dtype and array.dtype.kind != dtype.char) or array.ndim != 1:
         raise UserError(f"{path}: holds other records than this version reads; rebuild the set")
     return array

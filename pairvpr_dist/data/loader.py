@@ -29,8 +29,6 @@ from pairvpr_dist.settings import AugmentConfig, DataConfig
 
 log = logging.getLogger(__name__)
 
-BAD_PLACES_ALLOWED = 9  # this many never end a run, however small it is
-BAD_SHARE_ALLOWED = 0.01  # of all places
 PREFETCH = 2  # batches that each worker prepares ahead
 
 
@@ -121,7 +119,7 @@ class EpochLoader:
             if place not in self._bad:
                 self._bad[place] = message
                 log.warning("replaced a place that cannot be read: %s", message)
-        if len(self._bad) > max(BAD_PLACES_ALLOWED, BAD_SHARE_ALLOWED * self.places):
+        if len(self._bad) > max(self.config.max_bad_places, self.config.max_bad_share * self.places):
             lost = f"{len(self._bad)} of {self.places} places cannot be read"
             raise UserError(f"{lost}; repair or rebuild the shards: {self._list_bad()}")
 

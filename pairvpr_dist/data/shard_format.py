@@ -5,13 +5,17 @@ A shard set is a folder:
     manifest.json       format, source, licence, counts, and name, size and sha256 of every other file
     shard-000000.tar    standard WebDataset: one sample is one place (or one part of a large place)
     places.npy          one PLACE record per place       } together the memory-mapped index:
-    images.npy          one IMAGE record per photograph  } place -> images -> members -> byte range
+    keys.npy            its key, as bytes                } place -> images -> members -> byte range
+    images.npy          one IMAGE record per photograph  }
     members.npy         one MEMBER record per stored JPEG
     dropped.csv         what the importer left out, and why
 
 A sample's files are `KEY.place.json`, then `KEY.000.jpg`, `KEY.001.jpg`, ...; a panorama is its lossless 256-pixel
 columns `KEY.000.t00.jpg`, `KEY.000.t01.jpg`, ... Keys hold no dots. Part p > 0 of a large place has the key
 `KEY-partNN` in the tar; the index knows the place as one.
+
+A PLACE record says all that a plan needs, so that opening a set touches places.npy alone: the others are read where
+a view is drawn, and keys where a place is named to people.
 
 Contract: the index alone decides what is read. `stable_id` is a function of (data set, place key) and of nothing
 else, so that all randomness keyed by it survives a rebuild, another order of places and another mixture.
@@ -31,7 +35,7 @@ import numpy as np
 
 from pairvpr_dist.errors import UserError
 
-FORMAT = "pairvpr-shards/1"
+FORMAT = "pairvpr-shards/2"
 COLUMN = 256  # pixels, width of one stored column of a panorama
 MANIFEST = "manifest.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_@+=-]{1,120}")  # of a place
@@ -44,9 +48,11 @@ PLACE = np.dtype(
         ("stable_id", "<u8"),  # stable_id(data set, key)
         ("first_image", "<i8"),  # row in images.npy
         ("images", "<i4"),
-        ("dataset", "<i2"),  # row of Manifest.datasets
+        ("photographs", "<i4"),  # of the images, those that sampling.is_photograph
+        ("panoramas", "<i4"),  # of the images, those that sampling.is_aimable
+        ("shard", "<i4"),  # row of Manifest.shards where the place begins
         ("city", "<i4"),  # row of Manifest.cities, -1 unknown
-        ("key", "S120"),
+        ("dataset", "<i2"),  # row of Manifest.datasets
     ]
 )
 IMAGE = np.dtype(
@@ -69,7 +75,7 @@ MEMBER = np.dtype(
         ("crc32", "<u4"),
     ]
 )
-INDEX_DTYPES = {"places.npy": PLACE, "images.npy": IMAGE, "members.npy": MEMBER}
+INDEX_DTYPES = {"places.npy": PLACE, "keys.npy": np.dtype("S"), "images.npy": IMAGE, "members.npy": MEMBER}  # S: any
 
 
 @dataclass
@@ -92,7 +98,8 @@ class Manifest:
     format: str
     kind: str  # importer
     source: str  # what was imported, as words, no host paths
-    licence: str
+    licences: dict[str, int]  # licence -> images under it
+    options: dict[str, str]  # of the importer and the writer; the same source and options give the same set
     places: int
     images: int
     panoramas: int

@@ -26,7 +26,7 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
         "steps": progress.step,
         "data": ", ".join(f"{' and '.join(m.datasets)} ({m.digest[:12]})" for m in manifests),
         "places": sum(m.places for m in manifests),
-        "licence of the data": "; ".join(sorted({m.licence for m in manifests})),
+        "licence of the data": "; ".join(sorted({name for m in manifests for name in m.licences})),
         "metrics": {k: v for k, v in metrics.items() if k.startswith(("loss", "validation/"))},
         "versions": {name: version(name) for name in ("torch", "deepspeed", "timm", "pairvpr_dist")},
         "cuda": torch.version.cuda if torch.cuda.is_available() else "none",

@@ -85,7 +85,12 @@ def test_a_tar_that_shrinks_or_goes_after_opening_is_a_bad_member(folder: Path) 
 
 
 def index_of(shards: ShardSet) -> dict[str, np.ndarray]:
-    return {"places.npy": shards.places, "images.npy": shards.images, "members.npy": shards.members}
+    return {
+        "places.npy": shards.places,
+        "keys.npy": shards.keys,
+        "images.npy": shards.images,
+        "members.npy": shards.members,
+    }
 
 
 def test_a_truncated_tar_is_refused_when_the_set_is_opened(folder: Path) -> None:

@@ -16,11 +16,11 @@ from small_shards import BuildShards, panorama_place, photo_place
 
 from pairvpr_dist.data.decoding import Box, resize
 from pairvpr_dist.data.index import ShardSet
-from pairvpr_dist.data.loader import BAD_PLACES_ALLOWED, Batch, EpochLoader
+from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.data.randomness import view_keys
 from pairvpr_dist.data.shard_format import stable_id
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import AugmentConfig, DataConfig
+from pairvpr_dist.settings import AugmentConfig, DataConfig, RemoteConfig
 
 GLOBAL = 6  # places per batch, shared by 1, 2 and 3 ranks
 SIZE = 28
@@ -36,7 +36,8 @@ def mixture(build_shards: BuildShards) -> list[str]:
 
 def data_config(shards: list[str], single_city: bool = False, views: int = 2, workers: int = 0) -> DataConfig:
     augment = AugmentConfig(crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=1)
-    return DataConfig(shards, [], GLOBAL, views, views, single_city, workers, augment)
+    remote = RemoteConfig("ranges", None, 1.0, 3, 5.0)
+    return DataConfig(shards, [], [], GLOBAL, views, views, single_city, workers, 9, 0.01, remote, augment)
 
 
 def loader(config: DataConfig, rank: int = 0, world: int = 1, seed: int = 7) -> EpochLoader:
@@ -186,7 +187,7 @@ def damage(folder: str, target: str, places: set[str]) -> str:
     for file in Path(folder).iterdir():
         Path(target, file.name).write_bytes(file.read_bytes())
     shards = ShardSet.open(target)
-    for row, key in enumerate(shards.places["key"]):
+    for row, key in enumerate(shards.keys):
         if key.decode() in places:
             images = shards.places[row]["first_image"] + np.arange(shards.places[row]["images"])
             for member in shards.members[shards.images["first_member"][images]]:
@@ -229,7 +230,7 @@ def test_a_bad_place_is_replaced_the_same_for_all(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_bad_places_end_the_run(build_shards: BuildShards, tmp_path: Path, workers: int) -> None:
     places = [photo_place(i, images=2) for i in range(30)]
-    bad = {place.key for place in places[: BAD_PLACES_ALLOWED + 1]}
+    bad = {place.key for place in places[:10]}
     config = data_config([damage(build_shards(places), str(tmp_path / "damaged"), bad)], workers=workers)
     with pytest.raises(UserError, match="10 of 30 places cannot be read") as error:
         list(loader(config).epoch(0))

@@ -84,7 +84,7 @@ def test_options_reach_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
     build.main(["folder", "--source", str(source), "--out", str(out), "--images-per-sample", "2", *options])
     assert capsys.readouterr().out.endswith("licence: see manifest\n")
     manifest = ShardSet.open(out).manifest
-    assert (manifest.licence, manifest.datasets, manifest.cities) == ("CC0", ["mine"], ["Lund"])
+    assert (list(manifest.licences), manifest.datasets, manifest.cities) == (["CC0"], ["mine"], ["Lund"])
     assert manifest.source == "folder photos, a place is a folder"
     assert set(ShardSet.open(out).images["height"]) == {32}
     assert verify.verify(out, manifest) == []

@@ -78,7 +78,9 @@ def compare(folder: Path, args: argparse.Namespace) -> str:
     )
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     for i in tqdm(range(args.rounds), "rounds"):
-        rates["ours"].append(pairs_per_second(ours.epoch(i), args.batch))
+        rates["ours"].append(
+            pairs_per_second(ours.batches(i * ours.steps_per_epoch, (i + 1) * ours.steps_per_epoch), args.batch)
+        )
         rates["plain"].append(pairs_per_second(plain, args.batch))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return (

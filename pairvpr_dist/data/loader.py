@@ -1,14 +1,12 @@
-"""Batches of an epoch, read by worker processes.
+"""Batches of the steps of a run, read by worker processes.
 
-Contract: the global batch of (epoch, step), which is the ranks' batches one after another, is the same byte for byte
-for any number of ranks and workers; an epoch can be entered at any step. A place with an image that cannot be read is
-replaced by the one that `EpochPlan.replacements` names, the same on every rerun, logged and counted; when the places
-so lost are too many the run ends with the list of them.
+Contract: the global batch of a step, which is the ranks' batches one after another, is the same byte for byte for any
+number of ranks and workers; a run can be entered at any step. A place with an image that cannot be read is replaced by
+the one that `EpochPlan.replacements` names, the same on every rerun; `EpochLoader.take_bad` tells which these were.
 """
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -27,9 +25,8 @@ from pairvpr_dist.data.sampling import View, choose_views, crop_side
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import AugmentConfig, DataConfig
 
-log = logging.getLogger(__name__)
-
 PREFETCH = 2  # batches that each worker prepares ahead
+SHOWN_BAD = 5  # bad places that an error names
 
 
 @dataclass
@@ -58,10 +55,10 @@ class BadPlace(NamedTuple):
 
 
 class EpochLoader:
-    """The batches of one rank, epoch by epoch.
+    """The batches of one rank, over all epochs.
 
     steps_per_epoch: the same for every epoch and rank; places: in the plan; left_out: with too few images for it;
-    datasets: names that `Batch.datasets` counts; bad_members: what could not be read so far, one line each.
+    datasets: names that `Batch.datasets` counts.
 
     Raises `UserError` when a folder is no shard set, `places_per_batch` cannot be shared out or is more than there is.
     """
@@ -80,25 +77,23 @@ class EpochLoader:
         table = self.corpus.table
         self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self.places, self.left_out, self.datasets = len(table), self.corpus.left_out, self.corpus.datasets
-        self._bad: dict[int, str] = {}
+        self._known_bad: set[int] = set()
+        self._new_bad: list[BadPlace] = []
         if self.steps_per_epoch == 0:
             raise UserError(self._too_few())
 
-    @property
-    def bad_members(self) -> list[str]:
-        """Members that could not be read so far: file, place and reason."""
-        return list(self._bad.values())
+    def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of the steps [first_step, stop_step), counted from the start of epoch 0.
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on. Raises `UserError` when too many places cannot be read."""
+        One set of workers reads them all, through the ends of epochs. Raises `UserError` when a place cannot be read
+        and none is left to stand in for it.
+        """
         config = self.config
-        epoch_plan = plan.make_plan(self.corpus.table, self.seed, epoch, config.places_per_batch, config.single_city)
-        reader = _Reader(self.corpus, config.images_per_place, config.augment, self.image_size, self.seed, epoch)
+        reader = _Reader(self.corpus, config.images_per_place, config.augment, self.image_size, self.seed)
         loader = DataLoader(
-            _Positions(reader, epoch_plan, self.columns, first_step),
-            batch_size=len(self.columns),
+            _Steps(reader, config.places_per_batch, config.single_city, self.columns, range(first_step, stop_step)),
+            batch_size=None,
             num_workers=config.workers,
-            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals,
             prefetch_factor=PREFETCH if config.workers else None,
@@ -107,24 +102,24 @@ class EpochLoader:
         for batch, bad in loader:
             self._note(bad)
             if batch is None:
-                raise UserError(f"no place left that can be read; bad: {self._list_bad()}")
+                lost = "; ".join(place.message for place in bad[:SHOWN_BAD])
+                raise UserError(f"no place left that can be read; repair or rebuild the shards: {lost}")
             yield batch
+
+    def take_bad(self) -> list[BadPlace]:
+        """The places that could not be read, those noted since the last call; each place once per loader."""
+        taken, self._new_bad = self._new_bad, []
+        return taken
 
     def place_names(self, batch: Batch) -> list[str]:
         """`data set/key` of each place of a batch."""
         return [self.corpus.name(label) for label in batch.places.tolist()]
 
     def _note(self, bad: list[BadPlace]) -> None:
-        for place, message in bad:
-            if place not in self._bad:
-                self._bad[place] = message
-                log.warning("replaced a place that cannot be read: %s", message)
-        if len(self._bad) > max(self.config.max_bad_places, self.config.max_bad_share * self.places):
-            lost = f"{len(self._bad)} of {self.places} places cannot be read"
-            raise UserError(f"{lost}; repair or rebuild the shards: {self._list_bad()}")
-
-    def _list_bad(self) -> str:
-        return "; ".join(self.bad_members)
+        for place in bad:
+            if place.place not in self._known_bad:
+                self._known_bad.add(place.place)
+                self._new_bad.append(place)
 
     def _too_few(self) -> str:
         config = self.config
@@ -139,24 +134,23 @@ class EpochLoader:
 
 @dataclass
 class _Reader:
-    """Reads the views of places in one epoch."""
+    """Reads the views of places."""
 
     corpus: Corpus
     views: int
     augment: AugmentConfig
     image_size: int
     seed: int
-    epoch: int
 
-    def read(self, row: int) -> Batch:
+    def read(self, row: int, epoch: int) -> Batch:
         """The place at a row as a batch of one. Raises `BadMember`."""
         shard_set, place = self.corpus.locate(row)
         label = self.corpus.table.ids[row : row + 1]
-        keys = view_keys(self.seed, self.epoch, label, self.views)
+        keys = view_keys(self.seed, epoch, label, self.views)
         record = shard_set.places[place]
         first = int(record["first_image"])
         images = shard_set.images[first : first + int(record["images"])]
-        draws = generator(place_keys(self.seed, self.epoch, label), Purpose.SAMPLE)
+        draws = generator(place_keys(self.seed, epoch, label), Purpose.SAMPLE)
         chosen = choose_views(images, self.views, draws)
         pictures = [
             decoding.make_view(_read_pixels(shard_set, images[view.image], view), self.image_size, self.augment, key)
@@ -187,38 +181,48 @@ def _decode_member(shard_set: ShardSet, row: int) -> np.ndarray:
         raise shard_set.bad_member(row, str(error)) from None
 
 
-@dataclass
-class _Positions(Dataset[tuple[Batch | None, list[BadPlace]]]):
-    """Item i is the place at this rank's position i of the epoch, counted from `first_step`."""
+class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
+    """Item i is this rank's batch of step `steps[i]`, and the bad places met on the way to it.
 
-    reader: _Reader
-    plan: plan.EpochPlan
-    columns: range
-    first_step: int
+    The batch is None where a place had no readable stand-in. The plan of an epoch is made where and when its first
+    batch is read, so that neither a worker nor a resumed run waits for those of other epochs.
+    """
+
+    def __init__(self, reader: _Reader, places_per_batch: int, single_city: bool, columns: range, steps: range) -> None:
+        self.reader, self.columns, self.steps = reader, columns, steps
+        self.places_per_batch, self.single_city = places_per_batch, single_city
+        self.steps_per_epoch = plan.steps_per_epoch(reader.corpus.table, places_per_batch, single_city)
+        self._plan: tuple[int, plan.EpochPlan] | None = None  # of the epoch read last: steps come in ascending order
 
     def __len__(self) -> int:
-        return max(0, len(self.plan.rows) - self.first_step) * len(self.columns)
+        return len(self.steps)
 
-    def __getitem__(self, position: int) -> tuple[Batch | None, list[BadPlace]]:
-        step, column = divmod(position, len(self.columns))
-        step, column = step + self.first_step, self.columns[column]
+    def __getitem__(self, item: int) -> tuple[Batch | None, list[BadPlace]]:
+        epoch, step = divmod(self.steps[item], self.steps_per_epoch)
         bad: list[BadPlace] = []
-        for row in chain([int(self.plan.rows[step, column])], self.plan.replacements(step, column)):
+        places = [self._read(epoch, step, column, bad) for column in self.columns]
+        whole = [place for place in places if place is not None]
+        if len(whole) < len(places):
+            return None, bad
+        return Batch(*(torch.cat([getattr(place, f.name) for place in whole]) for f in fields(Batch))), bad
+
+    def _plan_of(self, epoch: int) -> plan.EpochPlan:
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = None  # two plans of a large corpus need not be held at once
+            table, seed = self.reader.corpus.table, self.reader.seed
+            self._plan = epoch, plan.make_plan(table, seed, epoch, self.places_per_batch, self.single_city)
+        return self._plan[1]
+
+    def _read(self, epoch: int, step: int, column: int, bad: list[BadPlace]) -> Batch | None:
+        """The place at a position of an epoch, or the first of its stand-ins that can be read."""
+        epoch_plan = self._plan_of(epoch)
+        for row in chain([int(epoch_plan.rows[step, column])], epoch_plan.replacements(step, column)):
             try:
-                return self.reader.read(row), bad
+                return self.reader.read(row, epoch)
             except BadMember as error:
                 folder = self.reader.corpus.locate(row)[0].folder
                 bad.append(BadPlace(int(self.reader.corpus.table.ids[row]), f"{folder}/{error}"))
-        return None, bad
-
-
-def _collate(items: list[tuple[Batch | None, list[BadPlace]]]) -> tuple[Batch | None, list[BadPlace]]:
-    """One batch of the places, None where one had no readable stand-in, and all bad places met on the way."""
-    batches = [batch for batch, _ in items if batch is not None]
-    bad = [one for _, found in items for one in found]
-    if len(batches) < len(items):
-        return None, bad
-    return Batch(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch))), bad
+        return None
 
 
 def _leave_signals(_worker: int) -> None:

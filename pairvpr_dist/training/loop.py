@@ -6,7 +6,6 @@ weight decay are functions of the step. So a run that was stopped and started ag
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -47,7 +46,7 @@ def train(config: TrainingConfig, folder: Path) -> None:
     guard = Guard(folder, config.train.max_skipped_steps)
     started = time.perf_counter() - progress.seconds
 
-    for batch, waited in timed(batches(loader, progress.step, schedule.total_steps)):
+    for batch, waited in timed(loader.batches(progress.step, schedule.total_steps)):
         set_rates(engine.groups, schedule, progress.step)
         loss, metrics = engine.forward(batch.to(engine.device), progress.step)
         applied = engine.step(loss)
@@ -100,16 +99,6 @@ def initial_model(config: TrainingConfig) -> PairVPR:
     return model
 
 
-def batches(loader: EpochLoader, first_step: int, total_steps: int) -> Iterator[Batch]:
-    """This rank's batches of steps `first_step` to `total_steps`, over as many epochs as that takes."""
-    step = first_step
-    while step < total_steps:
-        epoch, inside = divmod(step, loader.steps_per_epoch)
-        for batch in itertools.islice(loader.epoch(epoch, inside), total_steps - step):
-            yield batch
-            step += 1
-
-
 def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds that were spent waiting for it."""
     while True:
@@ -134,7 +123,6 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
         "weight_decay": schedule.weight_decay_at(last),
         "grad_norm": engine.gradient_norm(),
         "skipped_steps": progress.skipped_steps,
-        "bad_members": len(loader.bad_members),
     }
 
 

@@ -24,7 +24,7 @@ def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int
     """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
-    for i, batch in enumerate(loader.epoch(0)):
+    for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
         batch = batch.to(engine.device)
         window.append(engine.objective.validate(batch, step))
         if i == 0 and (picture := engine.objective.picture(batch)) is not None:

@@ -56,7 +56,7 @@ def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> 
     if left is not None:
         engine.load_full_state(left)
     taken = gathered(engine)
-    batch = next(iter(loader.epoch(0)))
+    batch = next(loader.batches(0, 1))
     set_rates(engine.groups, make_schedule(config, loader.steps_per_epoch), STEP)
     applied = engine.step(engine.forward(batch, STEP)[0])
     norm, updated = engine.gradient_norm(), gathered(engine)

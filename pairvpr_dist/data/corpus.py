@@ -1,91 +1,181 @@
 """All shard sets of a run as one table of places.
 
-Contract: reads the indexes only. Rows number the places that have enough images to draw views from, set after set in
-the order of the folders; the others are counted in `left_out`. A place is known to the outside by its stable id, so a
-place that comes twice is an error.
+Contract: reads places.npy alone, once and front to back, and checks what it says against the manifest. Rows number the
+places that have enough images to draw views from, set after set in the order of the folders; the others are counted in
+`left_out`. A place is known to the outside by its stable id, so a place that comes twice is an error. Costs 24 bytes
+of memory a place, and while it is made some 50 MB more, however many places there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pairvpr_dist.data.index import ShardSet
-from pairvpr_dist.data.plan import PlaceTable
+from pairvpr_dist.data.plan import PlaceTable, drawn_of
 from pairvpr_dist.errors import UserError
+
+ROWS_AT_ONCE = 2**18  # records of places.npy
+IDS_AT_ONCE = 2**21  # sorted to find places that come twice
+MAX_WEIGHT = 1000  # repeats are counted in 16 bits
 
 
 class Corpus:
     """Places of the shard sets in `folders` with at least `min_images` photographs, or as many panoramas.
 
-    sets: the opened sets; datasets: names of the data sets over all of them; table: what the plan needs, n rows;
-    dataset: int64 (n,), rows of `datasets`.
+    sets: the opened sets; datasets: labels of the data sets of each of them; table: what the plan needs, n rows;
+    dataset: int16 (n,), rows of `datasets`. `weights` are those of the sets, 1 each where there are none.
     """
 
-    def __init__(self, folders: Sequence[str], min_images: int) -> None:
+    def __init__(self, folders: Sequence[str], min_images: int, weights: Sequence[float] = ()) -> None:
         if not folders:
             raise UserError("data.shards=[]: name at least one folder written by shards/build.py")
         self.sets = [ShardSet.open(folder) for folder in folders]
-        self.datasets = list(dict.fromkeys(name for one in self.sets for name in one.manifest.datasets))
-        self._place = [np.flatnonzero(_images_to_draw(one) >= min_images) for one in self.sets]
-        self._first_row = np.cumsum([0, *map(len, self._place)])
-        self.left_out = sum(len(one.places) for one in self.sets) - int(self._first_row[-1])
+        self.datasets, first_label = _labels(self.sets)
+        places = sum(len(one.places) for one in self.sets)
         self.table = PlaceTable(
-            ids=np.concatenate([s.places["stable_id"][p].view(np.int64) for s, p in self._parts()]),
-            shard=self._shard_numbers(),
-            city=self._city_numbers(),
+            ids=np.empty(places, np.int64),
+            shard=np.empty(places, np.int32),
+            city=np.empty(places, np.int32),
+            shard_set=np.empty(places, np.int16),
+            weights=np.array(weights or [1.0] * len(self.sets)),
         )
-        self.dataset = np.concatenate([self._dataset_numbers(s)[s.places["dataset"][p]] for s, p in self._parts()])
-        self._by_id = np.argsort(self.table.ids, kind="stable")
+        self.dataset, self._place = np.empty(places, np.int16), np.empty(places, np.int32)
+        self._first_row = [0]
+        cities: dict[tuple[str, str | None], int] = {}
+        for number, one in enumerate(self.sets):
+            self._read(number, min_images, first_label[number])
+            self._number_cities(one, self._rows(number), cities)
+        self._shorten(self._first_row[-1])
+        self.left_out = places - len(self.table)
         self._check_distinct()
+        self._check_weights()
 
     def locate(self, row: int) -> tuple[ShardSet, int]:
         """The shard set of a row and the place's own row in it."""
-        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        return self.sets[number], int(self._place[number][row - self._first_row[number]])
+        return self.sets[self.table.shard_set[row]], int(self._place[row])
 
     def name(self, stable_id: int) -> str:
-        """`data set/key` of the place with this id."""
-        return self._name_of_row(int(self._by_id[np.searchsorted(self.table.ids, stable_id, sorter=self._by_id)]))
+        """`data set/key` of the place with this id; looks through all of them."""
+        return self._name_of_row(int(np.flatnonzero(self.table.ids == stable_id)[0]))
+
+    def mixture(self) -> list[str]:
+        """One line for each shard set: what of it comes in an epoch."""
+        lines = []
+        for number, one in enumerate(self.sets):
+            rows, weight = self._rows(number), float(self.table.weights[number])
+            places = rows.stop - rows.start
+            names = " and ".join(dict.fromkeys(self.datasets[label] for label in np.unique(self.dataset[rows])))
+            drawn = drawn_of(places, weight)
+            lines.append(f"{one.folder}: {names}, {places} places, weight {weight:g}, {drawn} places an epoch")
+        return lines
+
+    def _rows(self, number: int) -> slice:
+        return slice(self._first_row[number], self._first_row[number + 1])
 
     def _name_of_row(self, row: int) -> str:
         shard_set, place = self.locate(row)
-        return f"{self.datasets[self.dataset[row]]}/{shard_set.place_key(place)}"
+        return f"{shard_set.manifest.datasets[shard_set.places['dataset'][place]]}/{shard_set.place_key(place)}"
 
-    def _parts(self) -> list[tuple[ShardSet, np.ndarray]]:
-        return list(zip(self.sets, self._place, strict=True))
+    def _read(self, number: int, min_images: int, first_label: int) -> None:
+        """Fill the columns with the places of a set; `city` with the code that `_number_cities` takes."""
+        one = self.sets[number]
+        first_shard = sum(len(before.manifest.shards) for before in self.sets[:number])
+        row = self._first_row[number]
+        for first, places in _portions(one):
+            kept = np.flatnonzero(np.maximum(places["photographs"], places["panoramas"]) >= min_images)
+            places, rows = places[kept], slice(row, row + len(kept))
+            self.table.ids[rows] = places["stable_id"].view(np.int64)
+            self.table.shard[rows] = places["shard"] + first_shard
+            self.table.city[rows] = places["dataset"] * np.int32(len(one.manifest.cities) + 1) + places["city"] + 1
+            self.table.shard_set[rows] = number
+            self.dataset[rows] = places["dataset"] + first_label
+            self._place[rows] = first + kept
+            row += len(kept)
+        self._first_row.append(row)
 
-    def _shard_numbers(self) -> np.ndarray:
-        """Number of the shard where each place begins, counted over all sets."""
-        offsets = np.cumsum([0, *(len(one.manifest.shards) for one in self.sets)])
-        parts = zip(self._parts(), offsets, strict=False)
-        return np.concatenate([one.places["shard"][place].astype(np.int64) + offset for (one, place), offset in parts])
+    def _number_cities(self, one: ShardSet, rows: slice, known: dict[tuple[str, str | None], int]) -> None:
+        """Number each (data set, city) over all sets; unknown is a city of its data set."""
+        manifest, city = one.manifest, self.table.city[rows]
+        codes = len(manifest.cities) + 1
+        occurs = np.zeros(len(manifest.datasets) * codes, bool)
+        occurs[city] = True
+        number = np.zeros(len(occurs), np.int32)
+        for code in np.flatnonzero(occurs).tolist():
+            dataset, name = divmod(code, codes)
+            pair = manifest.datasets[dataset], manifest.cities[name - 1] if name else None
+            number[code] = known.setdefault(pair, len(known))
+        for first in range(0, len(city), ROWS_AT_ONCE):
+            part = city[first : first + ROWS_AT_ONCE]
+            part[:] = number[part]
 
-    def _city_numbers(self) -> np.ndarray:
-        """Number of each place's (data set, city), counted over all sets; unknown is a city of its data set."""
-        known: dict[tuple[str, str | None], int] = {}
-        numbers = []
-        for one, place in self._parts():
-            pairs = np.stack([one.places["dataset"][place], one.places["city"][place]], axis=1).astype(np.int64)
-            distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
-            names = [(one.manifest.datasets[d], one.manifest.cities[c] if c >= 0 else None) for d, c in distinct]
-            found = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
-            numbers.append(found[inverse.reshape(-1)])
-        return np.concatenate(numbers)
-
-    def _dataset_numbers(self, shard_set: ShardSet) -> np.ndarray:
-        return np.array([self.datasets.index(name) for name in shard_set.manifest.datasets], np.int64)
+    def _shorten(self, places: int) -> None:
+        """Cut the columns to the places that are in; pages of them that were never touched cost nothing."""
+        table = self.table
+        ids, shard, city, shard_set = (c[:places] for c in (table.ids, table.shard, table.city, table.shard_set))
+        self.table = PlaceTable(ids, shard, city, shard_set, table.weights)
+        self.dataset, self._place = self.dataset[:places], self._place[:places]
 
     def _check_distinct(self) -> None:
-        ids = self.table.ids[self._by_id]
-        twice = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(twice):
-            a, b = self._by_id[twice[0]], self._by_id[twice[0] + 1]
-            where = " and ".join(str(self.locate(int(row))[0].folder) for row in (a, b))
-            raise UserError(f"data.shards: place {self._name_of_row(int(a))} is in {where}; name every place once")
+        """That no id comes twice; ids that end in the same bits are compared at a time, so that memory is bounded."""
+        ids = self.table.ids
+        parts = 1 << (len(ids) // IDS_AT_ONCE).bit_length()
+        for part in range(parts):
+            portions = (ids[first : first + IDS_AT_ONCE] for first in range(0, len(ids), IDS_AT_ONCE))
+            some = np.sort(np.concatenate([ids[:0], *(one[one & (parts - 1) == part] for one in portions)]))
+            for twice in some[1:][some[1:] == some[:-1]][:1]:
+                a, b = np.flatnonzero(ids == twice)[:2].tolist()
+                where = " and ".join(str(self.locate(row)[0].folder) for row in (a, b))
+                raise UserError(f"data.shards: place {self._name_of_row(a)} is in {where}; name every place once")
+
+    def _check_weights(self) -> None:
+        """That something of every set comes in an epoch, and no place too often to be counted."""
+        for number, (one, weight) in enumerate(zip(self.sets, self.table.weights.tolist(), strict=True)):
+            rows = self._rows(number)
+            places = rows.stop - rows.start
+            if weight > MAX_WEIGHT or (places and drawn_of(places, weight) == 0):
+                least = f"{1 / places:.6g} (one of its {places} places)" if places else "0"
+                raise UserError(f"data.weights={weight:g} for {one.folder}: must lie between {least} and {MAX_WEIGHT}")
 
 
-def _images_to_draw(shard_set: ShardSet) -> np.ndarray:
-    """How many views of each place can be drawn, int32 (places,): see `sampling.choose_views`."""
-    return np.maximum(shard_set.places["photographs"], shard_set.places["panoramas"])
+def _labels(sets: Sequence[ShardSet]) -> tuple[list[str], list[int]]:
+    """A label for each data set of each shard set, and the number of each shard set's first.
+
+    It is the data set's name; where several shard sets have that, the folder's name too, and where that is not enough
+    the number of the shard set.
+    """
+    shared = Counter(name for one in sets for name in one.manifest.datasets)
+    pairs = [(i, one.folder.name, name) for i, one in enumerate(sets, 1) for name in one.manifest.datasets]
+    folders = Counter((folder, name) for _, folder, name in pairs)
+    labels = [
+        name if shared[name] == 1 else f"{name}@{folder}" if folders[folder, name] == 1 else f"{name}@{folder}.{i}"
+        for i, folder, name in pairs
+    ]
+    first = np.cumsum([0, *(len(one.manifest.datasets) for one in sets)]).tolist()
+    return labels, first
+
+
+def _portions(one: ShardSet) -> Iterator[tuple[int, np.ndarray]]:
+    """The places of a set, some at a time, with the number of the first; `UserError` where they cannot be so."""
+    manifest = one.manifest
+    for first in range(0, len(one.places), ROWS_AT_ONCE):
+        places = np.array(one.places[first : first + ROWS_AT_ONCE])
+        inside = (
+            _within(places["dataset"], 0, len(manifest.datasets))
+            & _within(places["city"], -1, len(manifest.cities))
+            & _within(places["shard"], 0, len(manifest.shards))
+            & _within(places["images"], 1, manifest.images + 1)
+            & _within(places["first_image"], 0, manifest.images)
+            & (places["first_image"] <= manifest.images - places["images"])
+        )
+        if not inside.all():
+            row = first + int(np.argmin(inside))
+            remedy = f"`python shards/verify.py {one.folder}` lists all damage"
+            raise UserError(f"{one.folder}/places.npy: damaged in record {row}; {remedy}")
+        yield first, places
+
+
+def _within(values: np.ndarray, low: int, stop: int) -> np.ndarray:
+    return (values >= low) & (values < stop)

@@ -73,7 +73,7 @@ class EpochLoader:
     ) -> None:
         self.config, self.image_size, self.seed = config, image_size, seed
         self.columns = plan.rank_columns(config.places_per_batch, rank, world)
-        self.corpus = Corpus(config.shards, config.min_images_per_place)
+        self.corpus = Corpus(config.shards, config.min_images_per_place, config.weights)
         table = self.corpus.table
         self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self.places, self.left_out, self.datasets = len(table), self.corpus.left_out, self.corpus.datasets
@@ -142,15 +142,15 @@ class _Reader:
     image_size: int
     seed: int
 
-    def read(self, row: int, epoch: int) -> Batch:
-        """The place at a row as a batch of one. Raises `BadMember`."""
+    def read(self, row: int, epoch: int, repeat: int) -> Batch:
+        """The place at a row, come for the `repeat`-th time again, as a batch of one. Raises `BadMember`."""
         shard_set, place = self.corpus.locate(row)
         label = self.corpus.table.ids[row : row + 1]
-        keys = view_keys(self.seed, epoch, label, self.views)
+        keys = view_keys(self.seed, epoch, label, self.views, repeat)
         record = shard_set.places[place]
         first = int(record["first_image"])
         images = shard_set.images[first : first + int(record["images"])]
-        draws = generator(place_keys(self.seed, epoch, label), Purpose.SAMPLE)
+        draws = generator(place_keys(self.seed, epoch, label, repeat), Purpose.SAMPLE)
         chosen = choose_views(images, self.views, draws)
         pictures = [
             decoding.make_view(_read_pixels(shard_set, images[view.image], view), self.image_size, self.augment, key)
@@ -160,7 +160,7 @@ class _Reader:
             torch.stack(pictures)[None],
             torch.from_numpy(keys),
             torch.from_numpy(label.copy()),
-            torch.from_numpy(self.corpus.dataset[row : row + 1].copy()),
+            torch.from_numpy(self.corpus.dataset[row : row + 1].astype(np.int64)),
         )
 
 
@@ -216,9 +216,10 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
     def _read(self, epoch: int, step: int, column: int, bad: list[BadPlace]) -> Batch | None:
         """The place at a position of an epoch, or the first of its stand-ins that can be read."""
         epoch_plan = self._plan_of(epoch)
+        repeat = int(epoch_plan.repeats[step, column])
         for row in chain([int(epoch_plan.rows[step, column])], epoch_plan.replacements(step, column)):
             try:
-                return self.reader.read(row, epoch)
+                return self.reader.read(row, epoch, repeat)
             except BadMember as error:
                 folder = self.reader.corpus.locate(row)[0].folder
                 bad.append(BadPlace(int(self.reader.corpus.table.ids[row]), f"{folder}/{error}"))

@@ -1,9 +1,10 @@
 """Random numbers that belong to a place and not to a process.
 
-Contract: every random choice about a view is a pure function of (seed, epoch, place, view) and of the purpose that it
-serves. A key is a signed 64-bit integer; `fold` hashes a further number into it by the splitmix64 finaliser (Steele,
-Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). The same code runs on NumPy arrays and
-on torch tensors of either device, in wrapping 64-bit integer arithmetic, and gives the same bits everywhere.
+Contract: every random choice about a view is a pure function of (seed, epoch, place, repeat, view) and of the purpose
+that it serves; the repeat counts how often the place came before in the epoch. A key is a signed 64-bit integer; `fold`
+hashes a further number into it by the splitmix64 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014). The same code runs on NumPy arrays and on torch tensors of either device, in wrapping 64-bit
+integer arithmetic, and gives the same bits everywhere.
 
 Arrays have one dimension at least: NumPy warns about the overflow of scalars, which is wanted here.
 """
@@ -25,6 +26,8 @@ class Purpose(IntEnum):
     SHARDS = int.from_bytes(b"shards", "big")
     PLACES = int.from_bytes(b"places", "big")
     BATCHES = int.from_bytes(b"batches", "big")
+    WINDOW = int.from_bytes(b"window", "big")
+    REPEAT = int.from_bytes(b"repeat", "big")
     SAMPLE = int.from_bytes(b"sample", "big")
     CROP = int.from_bytes(b"crop", "big")
     RAND_AUGMENT = int.from_bytes(b"augment", "big")
@@ -61,14 +64,26 @@ def root_key(seed: int, epoch: int) -> np.ndarray:
     return fold(fold(np.zeros(1, np.int64), _signed(seed)), _signed(epoch))
 
 
-def place_keys(seed: int, epoch: int, stable_ids: np.ndarray) -> np.ndarray:
-    """One key per place, int64 (n,), from the places' stable ids (uint64 or int64 (n,))."""
-    return fold(root_key(seed, epoch), stable_ids.view(np.int64))
+def seed_key(seed: int, purpose: Purpose) -> np.ndarray:
+    """The key of what stays the same over all epochs, int64 (1,)."""
+    return fold(fold(np.zeros(1, np.int64), _signed(seed)), purpose)
 
 
-def view_keys(seed: int, epoch: int, stable_ids: np.ndarray, views: int) -> np.ndarray:
+def repeat_keys(keys: np.ndarray, repeats: np.ndarray | int) -> np.ndarray:
+    """The keys of places that came `repeats` times before in the epoch, int64 (n,); 0 leaves a key as it is."""
+    if not np.any(repeats):
+        return keys
+    return np.where(np.equal(repeats, 0), keys, fold(fold(keys, Purpose.REPEAT), repeats))
+
+
+def place_keys(seed: int, epoch: int, stable_ids: np.ndarray, repeats: np.ndarray | int = 0) -> np.ndarray:
+    """One key per place, int64 (n,), from the places' stable ids (uint64 or int64 (n,)) and `EpochPlan.repeats`."""
+    return repeat_keys(fold(root_key(seed, epoch), stable_ids.view(np.int64)), repeats)
+
+
+def view_keys(seed: int, epoch: int, stable_ids: np.ndarray, views: int, repeats: np.ndarray | int = 0) -> np.ndarray:
     """One key per view, int64 (n, views): the `Batch.keys` of the places."""
-    return fold(place_keys(seed, epoch, stable_ids)[:, None], np.arange(views, dtype=np.int64))
+    return fold(place_keys(seed, epoch, stable_ids, repeats)[:, None], np.arange(views, dtype=np.int64))
 
 
 def generator(key: np.ndarray, purpose: Purpose) -> np.random.Generator:

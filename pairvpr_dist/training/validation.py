@@ -41,5 +41,5 @@ def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoa
             f"data.validation: holds {places} places with {config.data.min_images_per_place} images or more, and each "
             f"of {world} processes needs two; add some or take fewer processes"
         )
-    data = replace(config.data, shards=config.data.validation, places_per_batch=batch, single_city=False)
+    data = replace(config.data, shards=config.data.validation, weights=[], places_per_batch=batch, single_city=False)
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

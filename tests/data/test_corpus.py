@@ -1,7 +1,12 @@
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_shards import BuildShards, panorama_place, photo_place
 
+from pairvpr_dist.data import corpus as corpus_module
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.errors import UserError
 
@@ -11,14 +16,17 @@ def test_rows_of_several_sets(build_shards: BuildShards) -> None:
     second = build_shards([photo_place(i, images=2, dataset=("b", "a")[i % 2], city="Oslo") for i in range(20, 26)])
     corpus = Corpus([first, second], min_images=2)
     assert corpus.left_out == 4
-    assert corpus.datasets == ["a", "b"]
+    assert corpus.datasets == ["a@shards.1", "b", "a@shards.2"]
     assert len(corpus.table) == len(corpus.dataset) == 8 + 6
     for row, label in enumerate(corpus.table.ids):
         shard_set, place = corpus.locate(row)
         assert shard_set is corpus.sets[row >= 8]
         assert shard_set.places["stable_id"][place].view(np.int64) == label
         assert shard_set.places["images"][place] >= 2
-        assert corpus.name(int(label)) == f"{corpus.datasets[corpus.dataset[row]]}/{shard_set.place_key(place)}"
+        dataset = shard_set.manifest.datasets[shard_set.places["dataset"][place]]
+        assert corpus.name(int(label)) == f"{dataset}/{shard_set.place_key(place)}"
+        assert corpus.datasets[corpus.dataset[row]] == {"a": f"a@shards.{1 + (row >= 8)}", "b": "b"}[dataset]
+        assert corpus.table.shard_set[row] == (row >= 8)
     shards = [len(one.manifest.shards) for one in corpus.sets]
     assert corpus.table.shard[:8].max() < shards[0] <= corpus.table.shard[8:].min()
     assert corpus.table.shard.max() < sum(shards)
@@ -49,3 +57,47 @@ def test_what_cannot_be_used_is_refused(build_shards: BuildShards) -> None:
         Corpus([folder, folder], min_images=2)
     with pytest.raises(UserError, match="no such folder"):
         Corpus([folder + "-absent"], min_images=2)
+
+
+def test_shard_sets_of_one_data_set_are_told_apart_by_their_folders(build_shards: BuildShards, tmp_path: Path) -> None:
+    folders = [shutil.copytree(build_shards([photo_place(i, 2, "gsv")]), tmp_path / f"gsv-{i}") for i in range(2)]
+    folders.append(Path(build_shards([photo_place(5, 2, "gldv2")])))
+    assert Corpus([str(f) for f in folders], 2).datasets == ["gsv@gsv-0", "gsv@gsv-1", "gldv2"]
+
+
+def test_weights_must_bring_something_of_every_set(build_shards: BuildShards) -> None:
+    few, more = build_shards([photo_place(0, 2)]), build_shards([photo_place(i, 2) for i in range(1, 5)])
+    corpus = Corpus([few, more], 2, [3, 0.5])
+    assert corpus.table.weights.tolist() == [3, 0.5]
+    assert [line.split(": ")[1] for line in corpus.mixture()] == [
+        "photos@shards.1, 1 places, weight 3, 3 places an epoch",
+        "photos@shards.2, 4 places, weight 0.5, 2 places an epoch",
+    ]
+    with pytest.raises(UserError, match=r"data\.weights=0\.2 for .*: must lie between 0\.25 .*4 places\) and 1000"):
+        Corpus([few, more], 2, [1, 0.2])
+    with pytest.raises(UserError, match=r"data\.weights=1001"):
+        Corpus([few, more], 2, [1, 1001])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("dataset", 1), ("city", 7), ("shard", -1), ("images", 0), ("first_image", 2**62)]
+)
+def test_an_index_that_cannot_be_is_refused(build_shards: BuildShards, field: str, value: int) -> None:
+    folder = Path(build_shards([photo_place(i, 2) for i in range(3)]))
+    places = np.load(folder / "places.npy")
+    places[field][1] = value
+    np.save(folder / "places.npy", places)
+    with pytest.raises(UserError, match=r"places\.npy: damaged in record 1; .*verify"):
+        Corpus([str(folder)], min_images=2)
+
+
+def test_portions_make_no_difference(build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_shards([photo_place(i, 1 + i % 2, city=("Lund", "Oslo", "")[i % 3]) for i in range(20)])
+    whole = Corpus([folder], min_images=2)
+    monkeypatch.setattr(corpus_module, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(corpus_module, "IDS_AT_ONCE", 2)
+    portions = Corpus([folder], min_images=2)
+    for field in fields(whole.table):
+        assert np.array_equal(getattr(whole.table, field.name), getattr(portions.table, field.name))
+    with pytest.raises(UserError, match="name every place once"):
+        Corpus([folder, folder], min_images=2)

@@ -41,6 +41,19 @@ def test_keys_depend_on_seed_epoch_place_and_view_and_nothing_else() -> None:
         assert not np.isin(other, keys).any()
 
 
+def test_a_place_that_comes_again_has_keys_of_its_own() -> None:
+    ids = np.array([3, 2**64 - 5, 77], np.uint64)
+    keys = view_keys(1, 2, ids, 4)
+    assert np.array_equal(view_keys(1, 2, ids, 4, repeats=0), keys)
+    repeats = np.array([0, 1, 2], np.int16)
+    mixed = view_keys(1, 2, ids, 4, repeats)
+    assert np.array_equal(mixed[0], keys[0])
+    for i, repeat in enumerate(repeats.tolist()):
+        assert np.array_equal(mixed[i], view_keys(1, 2, ids[i : i + 1], 4, repeat)[0])
+    everything = [view_keys(1, 2, ids, 4, repeat) for repeat in range(5)]
+    assert len(np.unique(everything)) == 5 * 12
+
+
 def test_keys_stay_the_same_between_versions() -> None:
     """A change here changes the data order of every run that is resumed."""
     keys = view_keys(0, 0, np.array([1], np.uint64), 2)

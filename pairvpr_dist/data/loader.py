@@ -51,7 +51,14 @@ class BadPlace(NamedTuple):
     """A place that could not be read."""
 
     place: int  # its label
-    message: str  # file, place and reason
+    file: str  # where it was found bad
+    key: str  # of the place
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """File, place and reason."""
+        return f"{self.file}: place {self.key}: {self.reason}"
 
 
 class EpochLoader:
@@ -222,7 +229,8 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
                 return self.reader.read(row, epoch, repeat)
             except BadMember as error:
                 folder = self.reader.corpus.locate(row)[0].folder
-                bad.append(BadPlace(int(self.reader.corpus.table.ids[row]), f"{folder}/{error}"))
+                label = int(self.reader.corpus.table.ids[row])
+                bad.append(BadPlace(label, f"{folder}/{error.shard}", error.key, error.reason))
         return None
 
 

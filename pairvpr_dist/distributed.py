@@ -108,6 +108,15 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank, in rank order, on every rank; values are pickled."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, without gradient."""
     values = values.detach().clone()

@@ -19,12 +19,16 @@ from pairvpr_dist.training.checkpoint import Progress
 def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Facts for the model card. `lines` are those of metrics.jsonl; the last value of each metric is kept."""
     manifests = [ShardSet.open(folder).manifest for folder in config.data.shards]
+    weights = config.data.weights or [1.0] * len(manifests)
     metrics = {name: value for line in lines for name, value in line.items()}
     return {
         "stage": config.stage,
         "size": config.size,
         "steps": progress.step,
-        "data": ", ".join(f"{' and '.join(m.datasets)} ({m.digest[:12]})" for m in manifests),
+        "data": ", ".join(
+            f"{' and '.join(m.datasets)} ({m.digest[:12]}" + (f", weight {w:g})" if w != 1 else ")")
+            for m, w in zip(manifests, weights, strict=True)
+        ),
         "places": sum(m.places for m in manifests),
         "licence of the data": "; ".join(sorted({name for m in manifests for name in m.licences})),
         "metrics": {k: v for k, v in metrics.items() if k.startswith(("loss", "validation/"))},

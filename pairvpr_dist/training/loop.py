@@ -25,7 +25,7 @@ from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import training_facts
-from pairvpr_dist.training.guards import Guard
+from pairvpr_dist.training.guards import BadPlaces, Guard
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.schedules import Schedule, make_schedule
@@ -40,6 +40,8 @@ def train(config: TrainingConfig, folder: Path) -> None:
     Every rank of a started process group calls. Raises `UserError` when a guard ends the run.
     """
     loader = EpochLoader(config.data, config.model.image_size, config.seed, rank(), world_size())
+    bad_places = BadPlaces(folder, config.data, loader.places)
+    tell_mixture(config, loader)
     schedule = make_schedule(config, loader.steps_per_epoch)
     engine, progress = start_or_resume(config, folder, loader.datasets)
     monitor = Monitor(folder, config.stage, progress.step, schedule.total_steps, config.data.places_per_batch)
@@ -55,17 +57,31 @@ def train(config: TrainingConfig, folder: Path) -> None:
         monitor.record({"loss": loss.detach(), **metrics}, waited)
 
         at_end = progress.step == schedule.total_steps
-        if at_end or progress.step % config.train.log_every == 0:
-            monitor.write_window(progress.step, facts_of_step(engine, loader, schedule, progress))
+        logs, validates, saves = (
+            at_end or is_due(progress.step, every)
+            for every in (config.train.log_every, config.train.validate_every, config.train.checkpoint_every)
+        )
+        if logs or saves:
+            bad_places.gather(loader)
+        if logs:
+            facts = facts_of_step(engine, loader, schedule, progress)
+            monitor.write_window(progress.step, {**facts, "bad_places": len(bad_places)})
         with monitor.paused():
-            if config.data.validation and (at_end or is_due(progress.step, config.train.validate_every)):
-                validate(config, engine, monitor, progress.step)
-            if at_end or is_due(progress.step, config.train.checkpoint_every):
+            if validates and config.data.validation:
+                validate(config, engine, monitor, bad_places, progress.step)
+            if saves:
                 save(config, engine, folder, progress)
 
     monitor.close()
     export(config, engine, folder, progress)
     distributed.barrier()
+
+
+def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
+    """Log what comes of each shard set in an epoch, where there are several or weights."""
+    if rank() == 0 and (len(config.data.shards) > 1 or config.data.weights):
+        for line in loader.corpus.mixture():
+            log.info("%s", line)
 
 
 def start_or_resume(config: TrainingConfig, folder: Path, datasets: Sequence[str]) -> tuple[Engine, Progress]:

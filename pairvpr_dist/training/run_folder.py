@@ -4,11 +4,12 @@
                   data.json        digests of the shard sets
                   checkpoints/     see checkpoint.py
                   metrics.jsonl, tensorboard/, reconstructions/
+                  bad_places.csv   places that could not be read; there only when there are some
                   export/          the finished model; there only when the stage has ended
 
 Contract: the same command on the same folder goes on where the run was. Another run's folder is refused with the keys
 that differ, and so are shards of another content; keys that do not change the result (processes, ZeRO stage, workers,
-logging, where the shards lie) may, and aloud those that rescue a diverged run.
+logging, where the shards lie and how they are reached) may, and aloud those that rescue a diverged run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ log = logging.getLogger(__name__)
 FREE_KEYS = {
     "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
     "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped_steps",
+    "data.max_bad_places", "data.max_bad_share",
 }  # fmt: skip
+FREE_SECTIONS = ("launch.", "data.remote.")
 RESCUE_KEYS = {"optim.lr", "optim.clip_grad_norm"}  # a diverged run may go on with gentler ones
 
 
@@ -142,7 +145,7 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
     return [
         f"{key}: {flat_old.get(key)}, now {flat_new.get(key)}"
         for key in differing
-        if key not in FREE_KEYS | RESCUE_KEYS and not key.startswith("launch.")
+        if key not in FREE_KEYS | RESCUE_KEYS and not key.startswith(FREE_SECTIONS)
     ]
 
 

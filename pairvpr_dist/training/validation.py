@@ -16,11 +16,12 @@ from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.guards import BadPlaces
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
 
 
 @torch.no_grad()
-def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int) -> None:
+def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, bad_places: BadPlaces, step: int) -> None:
     """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
@@ -29,6 +30,7 @@ def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, step: int
         window.append(engine.objective.validate(batch, step))
         if i == 0 and (picture := engine.objective.picture(batch)) is not None:
             monitor.show(step, picture)
+    bad_places.gather(loader)
     monitor.write(step, {f"validation/{name}": value for name, value in mean_over_ranks(window).items()})
 
 

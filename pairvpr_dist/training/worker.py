@@ -19,7 +19,10 @@ from pairvpr_dist.training.run_folder import read_config
 
 
 def main() -> None:
-    """Train; a `UserError` goes to the launcher, which tells it once, and ends the process with status 2."""
+    """Train; a `UserError` goes to the launcher, which tells it once, and ends the process with status 2.
+
+    When it comes on one rank only, the others lose their connection to it: they end without a word.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
     folder = Path(sys.argv[1])
@@ -29,7 +32,17 @@ def main() -> None:
     except UserError as error:
         _leave_message(str(error))
         raise SystemExit(2) from None
+    except RuntimeError:
+        if _another_has_told():
+            os._exit(1)  # torch and DeepSpeed would complain at length of the connection while they shut down
+        raise
     distributed.stop()
+
+
+def _another_has_told() -> bool:
+    """Whether another rank of this machine has left a message; elastic gives each rank a folder beside ours."""
+    ours = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+    return any(path != ours for path in ours.parent.parent.glob(f"*/{ours.name}"))
 
 
 def _leave_message(message: str) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
         raise SystemExit(2) from None
     except RuntimeError:
         if _another_has_told():
-            os._exit(1)  # torch and DeepSpeed would complain at length of the connection while they shut down
+            raise SystemExit(1) from None
         raise
     distributed.stop()
 

@@ -49,6 +49,7 @@ def test_the_same_command_goes_on(config: TrainingConfig) -> None:
         ["train.zero_stage=3"],
         ["train.log_every=5", "train.checkpoint_every=7", "train.validate_every=9", "train.keep_checkpoints=4"],
         ["launch.processes=2", "launch.threads=1"],
+        ["data.max_bad_places=3", "data.max_bad_share=0.5", "data.remote.read=shards", "data.remote.attempts=2"],
     ],
 )
 def test_what_does_not_change_the_result_may_change(
@@ -86,6 +87,7 @@ def test_shards_count_by_content_not_by_place(config: TrainingConfig, city_shard
         ("seed=3", "seed: 0, now 3"),
         ("data.places_per_batch=4", "data.places_per_batch: 6, now 4"),
         ("train.max_steps=9", "train.max_steps: None, now 9"),
+        ("data.weights=[2]", "data.weights: [], now [2.0]"),
         ("model.decoder_depth=1", "model.decoder_depth: 2, now 1"),
     ],
 )

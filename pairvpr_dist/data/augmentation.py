@@ -34,7 +34,7 @@ class DeviceAugment(nn.Module):
         """ImageNet-normalised float32 (P, V, 3, H, W) on the batch's device."""
         if self.colour_jitter == 0:
             return normalise(batch.images)
-        images = batch.images.flatten(0, 1).to(torch.float32) / 255
+        images = _to_float(batch.images.flatten(0, 1))
         keys = fold(batch.keys.flatten(), Purpose.COLOUR)
         factors = 1 + self.colour_jitter * (2 * keyed_uniform(keys, 3) - 1)
         images = jitter(images, *factors[:, :, None, None, None].unbind(1))
@@ -52,7 +52,7 @@ def jitter(
 
 def normalise(images_u8: torch.Tensor) -> torch.Tensor:
     """uint8 (..., 3, H, W) to float32 with ImageNet's mean 0 and deviation 1 per channel."""
-    return _standardise(images_u8.to(torch.float32) / 255)
+    return _standardise(_to_float(images_u8))
 
 
 def random_masks(keys: torch.Tensor, patches: int, ratio: float) -> torch.Tensor:
@@ -60,6 +60,11 @@ def random_masks(keys: torch.Tensor, patches: int, ratio: float) -> torch.Tensor
     order = keyed_bits(fold(keys, Purpose.MASK), patches).argsort(dim=1, stable=True)
     hidden = torch.zeros(order.shape, dtype=torch.bool, device=keys.device)
     return hidden.scatter_(1, order[:, : int(ratio * patches)], True)
+
+
+def _to_float(images_u8: torch.Tensor) -> torch.Tensor:
+    """uint8 to [0, 1], contiguous: `Batch.images` has the channels last in memory."""
+    return images_u8.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

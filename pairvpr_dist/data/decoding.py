@@ -1,8 +1,8 @@
-"""From JPEG bytes to a square uint8 view.
+"""From JPEG bytes to a square uint8 view: decoding, the crop's rectangle, resizing, RandAugment.
 
-Contract: the view is a function of the bytes, the size, the configuration and the view's key; nothing else is drawn
-from. Pixels are uint8 RGB throughout, resized bicubically with antialiasing. RandAugment runs here on the CPU and not
-on the device: its geometric operations take another path for each image, so that a batch of them has no batched form.
+Contract: functions of their arguments; what is random comes from the generator or the seed that is given. Pixels are
+uint8 RGB throughout, channels last, resized bicubically with antialiasing. RandAugment runs here on the CPU and not on
+the device: its geometric operations take another path for each image, so that a batch of them has no batched form.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
-from pairvpr_dist.data.randomness import Purpose, generator, torch_seed
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import AugmentConfig
 
@@ -40,28 +39,35 @@ class Box(NamedTuple):
     height: int
 
 
-def decode(content: bytes) -> np.ndarray:
-    """Decode an image file to uint8 (H, W, 3) RGB. Raises `Undecodable`."""
-    try:
-        return simplejpeg.decode_jpeg(content, colorspace="RGB")
-    except ValueError:  # CMYK, which libjpeg-turbo does not turn into RGB, or no JPEG at all
-        return np.array(_open_rgb(content))
+def decode(content: bytes, width: int, height: int, scale: int = 1) -> np.ndarray:
+    """A stored JPEG, `width` x `height` pixels, at 1 / scale (1 or 2) of its size: uint8 (h, w, 3) RGB.
 
-
-def make_view(pixels: np.ndarray, size: int, augment: AugmentConfig, key: np.ndarray) -> torch.Tensor:
-    """One augmented view: uint8 (H, W, 3) -> uint8 (3, size, size). `key`: the view's key, int64, one element.
-
-    A random resized crop (`crop_area` [1, 1] takes the whole image, its aspect not kept, as the paper does in stage 2),
-    then `rand_augment_ops` operations of RandAugment. Colour is the device's work (augmentation.py).
+    Raises `Undecodable`, also for another size, which the header tells before anything is decoded.
     """
-    height, width = pixels.shape[:2]
-    box = Box(0, 0, width, height)
-    if augment.crop_area[0] < 1:
-        box = random_box(width, height, augment.crop_area, augment.crop_aspect, generator(key, Purpose.CROP))
-    view = resize(pixels, box, size)
-    if augment.rand_augment_ops:
-        view = rand_augment(view, augment.rand_augment_ops, torch_seed(key, Purpose.RAND_AUGMENT))
-    return view
+    try:
+        found = simplejpeg.decode_jpeg_header(content)[:2]
+        if found != (height, width):
+            raise Undecodable(f"it has {found[1]} x {found[0]} pixels, the index says {width} x {height}")
+        least = {"min_width": -(-width // scale), "min_height": -(-height // scale)}
+        pixels: np.ndarray = simplejpeg.decode_jpeg(content, "RGB", **least)
+    except ValueError as error:
+        raise Undecodable(str(error)) from None
+    return pixels
+
+
+def draw_box(width: int, height: int, augment: AugmentConfig, draws: np.random.Generator) -> Box:
+    """The rectangle that a view shows of an image.
+
+    A random resized crop; `crop_area` [1, 1] takes the whole image, its aspect not kept, as the paper does in stage 2.
+    """
+    if augment.crop_area[0] == 1:
+        return Box(0, 0, width, height)
+    return random_box(width, height, augment.crop_area, augment.crop_aspect, draws)
+
+
+def scale_for(box: Box, size: int) -> int:
+    """2 where half of the box still has `size` pixels each way, else 1: `decode` then leaves out what is not seen."""
+    return 2 if min(box.width, box.height) // 2 >= size else 1
 
 
 def random_box(width: int, height: int, area: list[float], aspect: list[float], draws: np.random.Generator) -> Box:
@@ -81,20 +87,20 @@ def random_box(width: int, height: int, area: list[float], aspect: list[float], 
     return Box((width - w) // 2, (height - h) // 2, w, h)
 
 
-def resize(pixels: np.ndarray, box: Box, size: int) -> torch.Tensor:
-    """The box of an image as a square: uint8 (H, W, 3) -> uint8 (3, size, size), bicubic with antialiasing."""
-    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    image = torch.from_numpy(cut).permute(2, 0, 1)
-    return functional.resize(image, [size, size], v2.InterpolationMode.BICUBIC, antialias=True).contiguous()
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """An image as a square: uint8 (H, W, 3) -> uint8 (size, size, 3), bicubic with antialiasing."""
+    # A view with the channels last takes the quick path of torch, and comes out so too.
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    square = nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return square[0].permute(1, 2, 0).numpy()
 
 
-def rand_augment(image: torch.Tensor, operations: int, seed: int) -> torch.Tensor:
-    """RandAugment (Cubuk et al. 2020) with torchvision's operations and magnitude: uint8 (3, H, W) to the same."""
+def rand_augment(image: np.ndarray, operations: int, seed: int) -> np.ndarray:
+    """RandAugment (Cubuk et al. 2020) with torchvision's operations and magnitude: uint8 (H, W, 3) to the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # On PIL images the operations run 2-4 times as fast as on tensors.
-        augmented = _rand_augment(operations)(functional.to_pil_image(image))
-    return functional.pil_to_tensor(augmented)
+        return np.asarray(_rand_augment(operations)(Image.fromarray(image)))
 
 
 def load_square(source: bytes | str | Path, size: int) -> torch.Tensor:
@@ -110,7 +116,7 @@ def load_square(source: bytes | str | Path, size: int) -> torch.Tensor:
         raise UserError(f"{name}: {error.strerror}; check the path") from None
     except Undecodable as error:
         raise UserError(f"{name}: not an image: {error}; remove or replace it") from None
-    return resize(pixels, Box(0, 0, pixels.shape[1], pixels.shape[0]), size)
+    return torch.from_numpy(resize(pixels, size)).permute(2, 0, 1).contiguous()
 
 
 def _open_rgb(content: bytes) -> Image.Image:

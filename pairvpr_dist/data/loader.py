@@ -10,20 +10,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pairvpr_dist.data import decoding, panorama, plan
+from pairvpr_dist.data import plan
 from pairvpr_dist.data.corpus import Corpus
-from pairvpr_dist.data.index import BadMember, ShardSet
-from pairvpr_dist.data.randomness import Purpose, generator, place_keys, view_keys
-from pairvpr_dist.data.sampling import View, choose_views, crop_side
+from pairvpr_dist.data.index import BadMember
+from pairvpr_dist.data.reading import PlaceReader, Seeds
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import AugmentConfig, DataConfig
+from pairvpr_dist.settings import DataConfig
 
 PREFETCH = 2  # batches that each worker prepares ahead
 SHOWN_BAD = 5  # bad places that an error names
@@ -33,7 +31,7 @@ SHOWN_BAD = 5  # bad places that an error names
 class Batch:
     """P places with V views each."""
 
-    images: torch.Tensor  # uint8 (P, V, 3, H, W)
+    images: torch.Tensor  # uint8 (P, V, 3, H, W); in memory the channels come last, as decoders write them
     keys: torch.Tensor  # int64 (P, V): random key of each view, a hash of (seed, epoch, place, view)
     places: torch.Tensor  # int64 (P,): label of the place, its stable id, unique over all shard sets
     datasets: torch.Tensor  # int64 (P,): row of EpochLoader.datasets
@@ -96,9 +94,9 @@ class EpochLoader:
         and none is left to stand in for it.
         """
         config = self.config
-        reader = _Reader(self.corpus, config.images_per_place, config.augment, self.image_size, self.seed)
+        reader = PlaceReader(self.corpus, config.images_per_place, config.augment, self.image_size, self.seed)
         loader = DataLoader(
-            _Steps(reader, config.places_per_batch, config.single_city, self.columns, range(first_step, stop_step)),
+            _Steps(reader, config, self.columns, range(first_step, stop_step)),
             batch_size=None,
             num_workers=config.workers,
             pin_memory=torch.cuda.is_available(),
@@ -139,55 +137,6 @@ class EpochLoader:
         )
 
 
-@dataclass
-class _Reader:
-    """Reads the views of places."""
-
-    corpus: Corpus
-    views: int
-    augment: AugmentConfig
-    image_size: int
-    seed: int
-
-    def read(self, row: int, epoch: int, repeat: int) -> Batch:
-        """The place at a row, come for the `repeat`-th time again, as a batch of one. Raises `BadMember`."""
-        shard_set, place = self.corpus.locate(row)
-        label = self.corpus.table.ids[row : row + 1]
-        keys = view_keys(self.seed, epoch, label, self.views, repeat)
-        record = shard_set.places[place]
-        first = int(record["first_image"])
-        images = shard_set.images[first : first + int(record["images"])]
-        draws = generator(place_keys(self.seed, epoch, label, repeat), Purpose.SAMPLE)
-        chosen = choose_views(images, self.views, draws)
-        pictures = [
-            decoding.make_view(_read_pixels(shard_set, images[view.image], view), self.image_size, self.augment, key)
-            for view, key in zip(chosen, keys[0], strict=True)
-        ]
-        return Batch(
-            torch.stack(pictures)[None],
-            torch.from_numpy(keys),
-            torch.from_numpy(label.copy()),
-            torch.from_numpy(self.corpus.dataset[row : row + 1].astype(np.int64)),
-        )
-
-
-def _read_pixels(shard_set: ShardSet, image: np.void, view: View) -> np.ndarray:
-    """The pixels that a view shows, uint8 (H, W, 3): of a panorama only the stored columns under the crop are read."""
-    first_member = int(image["first_member"])
-    if view.first_column is None:
-        return _decode_member(shard_set, first_member)
-    pieces = panorama.pieces(view.first_column, crop_side(image), int(image["width"]))
-    columns = [_decode_member(shard_set, first_member + piece.column)[:, piece.start : piece.stop] for piece in pieces]
-    return np.concatenate(columns, axis=1)
-
-
-def _decode_member(shard_set: ShardSet, row: int) -> np.ndarray:
-    try:
-        return decoding.decode(shard_set.read_member(row))
-    except decoding.Undecodable as error:
-        raise shard_set.bad_member(row, str(error)) from None
-
-
 class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
     """Item i is this rank's batch of step `steps[i]`, and the bad places met on the way to it.
 
@@ -195,10 +144,10 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
     batch is read, so that neither a worker nor a resumed run waits for those of other epochs.
     """
 
-    def __init__(self, reader: _Reader, places_per_batch: int, single_city: bool, columns: range, steps: range) -> None:
-        self.reader, self.columns, self.steps = reader, columns, steps
-        self.places_per_batch, self.single_city = places_per_batch, single_city
-        self.steps_per_epoch = plan.steps_per_epoch(reader.corpus.table, places_per_batch, single_city)
+    def __init__(self, reader: PlaceReader, config: DataConfig, columns: range, steps: range) -> None:
+        self.reader, self.config, self.columns, self.steps = reader, config, columns, steps
+        table = reader.corpus.table
+        self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self._plan: tuple[int, plan.EpochPlan] | None = None  # of the epoch read last: steps come in ascending order
 
     def __len__(self) -> int:
@@ -206,32 +155,47 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
 
     def __getitem__(self, item: int) -> tuple[Batch | None, list[BadPlace]]:
         epoch, step = divmod(self.steps[item], self.steps_per_epoch)
-        bad: list[BadPlace] = []
-        places = [self._read(epoch, step, column, bad) for column in self.columns]
-        whole = [place for place in places if place is not None]
-        if len(whole) < len(places):
-            return None, bad
-        return Batch(*(torch.cat([getattr(place, f.name) for place in whole]) for f in fields(Batch))), bad
+        epoch_plan, columns = self._plan_of(epoch), slice(self.columns.start, self.columns.stop)
+        rows, repeats = epoch_plan.rows[step, columns].copy(), epoch_plan.repeats[step, columns]
+        seeds = self.reader.seeds(rows, epoch, repeats)
+        images, bad = self.reader.empty(len(rows)), []
+        for i, column in enumerate(self.columns):
+            stand_ins = epoch_plan.replacements(step, column)
+            while fault := self._fault(int(rows[i]), seeds[i], images[i]):
+                bad.append(fault)
+                row = next(stand_ins, None)
+                if row is None:
+                    return None, bad
+                rows[i] = row
+                seeds[i : i + 1] = self.reader.seeds(rows[i : i + 1], epoch, repeats[i : i + 1])
+        return self._batch(images, rows, seeds), bad
+
+    def _batch(self, images: np.ndarray, rows: np.ndarray, seeds: list[Seeds]) -> Batch:
+        corpus = self.reader.corpus
+        return Batch(
+            torch.from_numpy(images).permute(0, 1, 4, 2, 3),
+            torch.from_numpy(np.stack([one.views for one in seeds])),
+            torch.from_numpy(corpus.table.ids[rows]),
+            torch.from_numpy(corpus.dataset[rows].astype(np.int64)),
+        )
+
+    def _fault(self, row: int, seeds: Seeds, views: np.ndarray) -> BadPlace | None:
+        """Read the place at a row into `views`; what is wrong with it, if anything."""
+        try:
+            self.reader.read(row, seeds, views)
+        except BadMember as error:
+            corpus = self.reader.corpus
+            folder, label = corpus.locate(row)[0].folder, int(corpus.table.ids[row])
+            return BadPlace(label, f"{folder}/{error.shard}", error.key, error.reason)
+        return None
 
     def _plan_of(self, epoch: int) -> plan.EpochPlan:
         if self._plan is None or self._plan[0] != epoch:
             self._plan = None  # two plans of a large corpus need not be held at once
-            table, seed = self.reader.corpus.table, self.reader.seed
-            self._plan = epoch, plan.make_plan(table, seed, epoch, self.places_per_batch, self.single_city)
+            table, config = self.reader.corpus.table, self.config
+            made = plan.make_plan(table, self.reader.seed, epoch, config.places_per_batch, config.single_city)
+            self._plan = epoch, made
         return self._plan[1]
-
-    def _read(self, epoch: int, step: int, column: int, bad: list[BadPlace]) -> Batch | None:
-        """The place at a position of an epoch, or the first of its stand-ins that can be read."""
-        epoch_plan = self._plan_of(epoch)
-        repeat = int(epoch_plan.repeats[step, column])
-        for row in chain([int(epoch_plan.rows[step, column])], epoch_plan.replacements(step, column)):
-            try:
-                return self.reader.read(row, epoch, repeat)
-            except BadMember as error:
-                folder = self.reader.corpus.locate(row)[0].folder
-                label = int(self.reader.corpus.table.ids[row])
-                bad.append(BadPlace(label, f"{folder}/{error.shard}", error.key, error.reason))
-        return None
 
 
 def _leave_signals(_worker: int) -> None:

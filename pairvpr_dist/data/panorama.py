@@ -7,15 +7,14 @@ panorama points at its heading and columns grow clockwise, so bearing b lies at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from pairvpr_dist.data.shard_format import COLUMN
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Pixels [start, stop) of the stored column number `column`."""
 
     column: int
@@ -63,6 +62,15 @@ def pieces(first: int, crop_width: int, width: int, column_width: int = COLUMN) 
         left -= stop - start
         position = (position + stop - start) % width
     return found
+
+
+def runs(crop: list[Piece]) -> list[list[Piece]]:
+    """The pieces of a crop in runs of neighbouring columns, which a tar holds side by side: one, or two at the seam.
+
+    A crop as wide as the panorama may come back to the column where it began.
+    """
+    seam = next((i for i, piece in enumerate(crop) if i and piece.column == 0), len(crop))
+    return [run for run in (crop[:seam], crop[seam:]) if run]
 
 
 def principal_direction(positions: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ and of every other one differ by 3-50 degrees where few redraws can find such a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ MAX_REDRAWS = 10  # then the last draw is taken, whatever its angle
 LENIENT_FROM, LENIENT_ANGLE = 5, 0.1  # from this redraw on, anything above this many degrees is taken
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One view: a photograph, or a square crop of a panorama."""
 
     image: int  # row among the images of the place
@@ -41,7 +40,7 @@ def is_aimable(images: np.ndarray) -> np.ndarray:
 def choose_views(images: np.ndarray, views: int, generator: np.random.Generator) -> list[View]:
     """Draw `views` distinct images of a place; `images`: its IMAGE records (n,).
 
-    Photographs where the place has enough of them, else aimable panoramas, of which it then has enough.
+    Photographs where the place has enough of them, else aimable panoramas. Raises `ValueError` for too few of both.
     """
     photographs = np.flatnonzero(is_photograph(images))
     if len(photographs) >= views:
@@ -51,6 +50,8 @@ def choose_views(images: np.ndarray, views: int, generator: np.random.Generator)
 
 def _panorama_views(images: np.ndarray, rows: np.ndarray, views: int, generator: np.random.Generator) -> list[View]:
     """Draw from the panoramas at `rows` of the images."""
+    if len(rows) < views:
+        raise ValueError(f"neither {views} photographs nor {views} panoramas")
     positions = np.stack([images["east"][rows], images["north"][rows]], axis=1)
     focal = focal_point(positions, theta=generator.uniform(0.0, 360.0), distance=generator.uniform(*FOCAL_DISTANCE))
     bearings = bearing(positions, focal)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_shards import BuildShards, panorama_place, photo_place
 
-from pairvpr_dist.data.decoding import Box, resize
+from pairvpr_dist.data.decoding import resize
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.data.randomness import view_keys
@@ -195,8 +195,8 @@ def all_crops(place: int) -> torch.Tensor:
         assert callable(image.source)
         pixels = image.source()
         doubled = np.concatenate([pixels, pixels[:, :128]], axis=1)
-        crops += [resize(doubled, Box(left, 0, 128, 128), SIZE) for left in range(832)]
-    return torch.stack(crops).float()
+        crops += [resize(doubled[:, left : left + 128], SIZE) for left in range(832)]
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
 
 
 def damage(folder: str, target: str, places: set[str]) -> str:

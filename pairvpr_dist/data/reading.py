@@ -1,0 +1,147 @@
+"""From a place of the corpus to the pixels of its views.
+
+Contract: which images are shown, which crop of each, and so which files are read, is fixed before the first byte of
+them is read; it is a function of (seed, epoch, place, repeat, view) and of the index alone. Of a panorama only the
+stored columns under the crop are read and decoded, neighbours in one read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pairvpr_dist.data import decoding, panorama
+from pairvpr_dist.data.corpus import Corpus
+from pairvpr_dist.data.decoding import Box
+from pairvpr_dist.data.index import BadMember, ShardSet
+from pairvpr_dist.data.randomness import Purpose, fold, place_keys, view_keys
+from pairvpr_dist.data.sampling import View, choose_views, crop_side
+from pairvpr_dist.data.shard_format import COLUMN
+from pairvpr_dist.settings import AugmentConfig
+
+MAX_SIDE = 65_500  # pixels of a JPEG
+
+
+class Seeds(NamedTuple):
+    """What the draws for a place start from."""
+
+    views: np.ndarray  # int64 (V,): its `Batch.keys`
+    sample: int  # for the choice of views
+    crop: list[int]  # of each view
+    rand_augment: list[int]  # of each view
+
+
+class Crop(NamedTuple):
+    """What one view shows."""
+
+    first_member: int  # row in members.npy
+    members: int  # 1, or the number of columns of a panorama
+    width: int  # of the whole image, as the index says
+    height: int
+    box: Box  # in pixels of the whole image; of a panorama it may go on around the seam
+    scale: int  # files are decoded to 1 / scale of their size
+
+
+class PlaceReader:
+    """Reads the views of places as squares of `image_size` pixels."""
+
+    def __init__(self, corpus: Corpus, views: int, augment: AugmentConfig, image_size: int, seed: int) -> None:
+        self.corpus, self.views, self.augment = corpus, views, augment
+        self.image_size, self.seed = image_size, seed
+
+    def seeds(self, rows: np.ndarray, epoch: int, repeats: np.ndarray) -> list[Seeds]:
+        """The seeds of places at rows (n,) of the corpus that came `repeats` (n,) times before in the epoch."""
+        ids = self.corpus.table.ids[rows]
+        places = place_keys(self.seed, epoch, ids, repeats)
+        views = view_keys(self.seed, epoch, ids, self.views, repeats)
+        crop, rand_augment = _seeds(views, Purpose.CROP), _seeds(views, Purpose.RAND_AUGMENT)
+        return [Seeds(*seeds) for seeds in zip(views, _seeds(places, Purpose.SAMPLE), crop, rand_augment, strict=True)]
+
+    def empty(self, places: int) -> np.ndarray:
+        """Room for the views of so many places, uint8 (places, V, size, size, 3)."""
+        return np.empty((places, self.views, self.image_size, self.image_size, 3), np.uint8)
+
+    def read(self, row: int, seeds: Seeds, out: np.ndarray) -> None:
+        """Fill `out`, uint8 (V, size, size, 3), with the place at a row of the corpus. Raises `BadMember`."""
+        shard_set, place = self.corpus.locate(row)
+        for crop, seed, view in zip(self.draw(shard_set, place, seeds), seeds.rand_augment, out, strict=True):
+            view[:] = decoding.resize(read_pixels(shard_set, crop), self.image_size)
+            if self.augment.rand_augment_ops:
+                view[:] = decoding.rand_augment(view, self.augment.rand_augment_ops, seed)
+
+    def draw(self, shard_set: ShardSet, place: int, seeds: Seeds) -> list[Crop]:
+        """What the views of a place show. Raises `BadMember` where the index contradicts itself."""
+        record = shard_set.places[place]
+        first = int(record["first_image"])
+        images = shard_set.images[first : first + int(record["images"])].view(np.ndarray)  # quicker than a memmap
+        try:
+            views = choose_views(images, self.views, _generator(seeds.sample))
+            return [self._crop(shard_set, images, *drawn) for drawn in zip(views, seeds.crop, strict=True)]
+        except ValueError as error:
+            raise BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}") from None
+
+    def _crop(self, shard_set: ShardSet, images: np.ndarray, view: View, seed: int) -> Crop:
+        image = images[view.image]
+        first_member, members, width, height = image.item()[:4]  # at once, which is quicker than by name
+        files = -(-width // COLUMN) if view.first_column is not None else 1
+        inside = 0 <= first_member <= len(shard_set.members) - members
+        if not (inside and members == files and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise ValueError(f"an image of {width} x {height} pixels in {members} files from row {first_member}")
+        if view.first_column is None:
+            box = decoding.draw_box(width, height, self.augment, _generator(seed))
+        else:
+            side = crop_side(image)
+            box = decoding.draw_box(side, side, self.augment, _generator(seed))
+            box = box._replace(left=(view.first_column + box.left) % width)
+        scale = decoding.scale_for(box, self.image_size)
+        if width % scale:  # the columns of a panorama would not fit together
+            scale = 1
+        return Crop(first_member, members, width, height, box, scale)
+
+
+def read_pixels(shard_set: ShardSet, crop: Crop) -> np.ndarray:
+    """The pixels of a crop, scaled, uint8 (h, w, 3). Raises `BadMember`."""
+    left, top, width, height = (side // crop.scale for side in crop.box)
+    rows = slice(top, top + height)
+    if crop.members == 1:
+        content = shard_set.read_member(crop.first_member)
+        return _decode(shard_set, crop, 0, content)[rows, left : left + width]
+    pixels, filled = np.empty((height, width, 3), np.uint8), 0
+    pieces = panorama.pieces(left, width, crop.width // crop.scale, COLUMN // crop.scale)
+    for run in panorama.runs(pieces):
+        contents = shard_set.read_members(crop.first_member + run[0].column, len(run))
+        for (column, start, stop), content in zip(run, contents, strict=True):
+            target = slice(filled, filled + stop - start)
+            pixels[:, target] = _decode(shard_set, crop, column, content)[rows, start:stop]
+            filled = target.stop
+    return pixels
+
+
+def _decode(shard_set: ShardSet, crop: Crop, column: int, content: bytes) -> np.ndarray:
+    """The file of one column of an image, or of the whole one."""
+    width = crop.width if crop.members == 1 else min(COLUMN, crop.width - column * COLUMN)
+    try:
+        return decoding.decode(content, width, crop.height, crop.scale)
+    except decoding.Undecodable as error:
+        raise shard_set.bad_member(crop.first_member + column, str(error)) from None
+
+
+def _seeds(keys: np.ndarray, purpose: Purpose) -> list[Any]:
+    """Seeds from keys of any shape, as nested lists of that shape; the same as `randomness.torch_seed`."""
+    seeds: list[Any] = fold(keys, purpose).view(np.uint64).tolist()
+    return seeds
+
+
+_bits = np.random.Philox(key=0)
+_draws, _state = np.random.Generator(_bits), _bits.state
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """NumPy's counter-based generator with the seed as its key, for one sequence of draws at a time.
+
+    There is one, which is set anew: to make one takes ten times as long.
+    """
+    _state["state"]["key"][0] = seed
+    _bits.state = _state
+    return _draws

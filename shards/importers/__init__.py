@@ -41,6 +41,22 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Found:
+    """One photograph or panorama found in a source, not yet read."""
+
+    place: str  # key of its place; fits shard_format.KEY_PATTERN, unique in the data set
+    name: str  # how place.json and dropped.csv call it: its path below the source; unique in the source
+    size: int  # bytes of the file; of what is rendered, an estimate
+    city: str = ""  # empty: unknown
+    east: float = nan  # UTM metres, NaN unknown
+    north: float = nan
+    heading: float = nan  # degrees clockwise from north of the image centre, NaN unknown
+    time: float = nan  # seconds since 1970, NaN unknown
+    panorama: bool | None = None  # a full turn around the camera; None: decided by its shape
+    licence: str = ""  # empty: not stated
+
+
+@dataclass(frozen=True)
 class Dropped:
     """An image or place that is left out."""
 
@@ -49,11 +65,17 @@ class Dropped:
 
 
 class Importer(Protocol):
-    """A source of places."""
+    """A source of places; travels to worker processes by pickle."""
 
     kind: str  # name of the importer
+    dataset: str  # name of the data set
     source: str  # what is imported, as words for the manifest; no host paths
-    licence: str  # empty: not stated
-    places: int  # how many places the stream will hold, before any is dropped for its images
+    options: dict[str, str]  # its own options that decide the result, not where the source lies
 
-    def __iter__(self) -> Iterator[Place | Dropped]: ...
+    def scan(self) -> Iterator[Found | Dropped]:
+        """All images, in any order; memory does not grow with the source."""
+        ...
+
+    def load(self, name: str) -> bytes | np.ndarray:
+        """The file's bytes, or what is rendered, uint8 (H, W, 3). Raises `OSError` where it cannot be read."""
+        ...

@@ -20,7 +20,10 @@ Metrics = dict[str, Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """A loss over a model; `untrained` names the parts that it does not use, which are then frozen."""
+    """A loss over a model; `untrained` names the parts that it does not use, which are then frozen.
+
+    `datasets` are the labels that `Batch.datasets` of the training places counts: a data set of one shard set each.
+    """
 
     untrained: tuple[str, ...] = ()
 
@@ -36,18 +39,16 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics (scalars) of one batch at global step `step`."""
 
-    @torch.no_grad()
+    @abstractmethod
     def validate(self, batch: Batch, step: int) -> Metrics:
-        """Scalars of one batch of places that are not trained on."""
-        loss, metrics = self(batch, step)
-        return {"loss": loss} | metrics
+        """Scalars of one batch of places that are not trained on, without gradient; their data sets are others."""
 
     def picture(self, batch: Batch) -> Tensor | None:
         """A picture (3, H, W) uint8 for people of what the model makes of the batch, where there is one to show."""
         return None
 
-    def loss_per_dataset(self, losses: Tensor, datasets: Tensor) -> Metrics:
-        """Mean of per-place `losses` (P,) for every data set, by its index (P,); empty with a single data set."""
+    def loss_per_dataset(self, losses: Tensor, datasets: Tensor, name: str = "loss") -> Metrics:
+        """Mean of `losses` (P,) for every data set, by its index (P,), as `name/data set`; empty with a single one."""
         if len(self.datasets) < 2:
             return {}
         ones = torch.ones_like(losses, dtype=torch.float32)
@@ -55,4 +56,4 @@ class Objective(nn.Module, ABC):
             torch.zeros(len(self.datasets), device=losses.device).index_add_(0, datasets, values)
             for values in (losses.detach().float(), ones)  # bincount would wait for the device
         )
-        return {f"loss/{name}": sums[i] / counts[i] for i, name in enumerate(self.datasets)}
+        return {f"{name}/{dataset}": sums[i] / counts[i] for i, dataset in enumerate(self.datasets)}

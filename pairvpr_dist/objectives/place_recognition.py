@@ -44,7 +44,22 @@ class PlaceRecognition(Objective):
         self.pair_miner = BatchHardMiner()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """Descriptor loss over the global batch plus weighted pair loss over this rank's pairs; see `Objective`."""
+        """Descriptor loss over the global batch plus weighted pair loss over this rank's pairs; see `Objective`.
+
+        The pair loss is also told for each data set, by the anchors' places.
+        """
+        loss, metrics, pair_losses, anchors = self._losses(batch, step)
+        datasets = batch.datasets.repeat_interleave(batch.images.shape[1])[anchors]
+        return loss, metrics | self.loss_per_dataset(pair_losses, datasets, "loss/pair")
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, step: int) -> Metrics:
+        """The same losses; see `Objective`."""
+        loss, metrics, _, _ = self._losses(batch, step)
+        return {"loss": loss} | metrics
+
+    def _losses(self, batch: Batch, step: int) -> tuple[Tensor, Metrics, Tensor, Tensor]:
+        """Loss, metrics, and the pair loss (A,) of each anchor with the rows (A,) of these among the rank's images."""
         with torch.no_grad():
             images = self.augment(batch).flatten(0, 1)
         described = self.model.describe(images)
@@ -54,10 +69,11 @@ class PlaceRecognition(Objective):
         mined = self.descriptor_miner(everything, all_labels)
         descriptor_loss = self.descriptor_loss(everything, all_labels, mined)
 
-        positive, negative = self._pair_logits(described.descriptors, described.dense, labels)
-        logits = torch.cat([positive, negative])
-        targets = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)])
-        pair_loss = F.binary_cross_entropy_with_logits(logits, targets)
+        anchors, logits = self._pair_logits(described.descriptors, described.dense, labels)
+        targets = torch.zeros_like(logits)
+        targets[:, 0] = 1
+        pair_losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+        pair_loss = pair_losses.mean()
 
         weight = self.config.pair_loss_weight * ramp(step, *self.config.pair_loss_warmup_steps)
         metrics = {
@@ -65,11 +81,11 @@ class PlaceRecognition(Objective):
             "loss/pair": pair_loss.detach(),
             "pair_accuracy": ((logits > 0) == (targets > 0.5)).float().mean(),
         }
-        return descriptor_loss + weight * pair_loss, metrics
+        return descriptor_loss + weight * pair_loss, metrics, pair_losses, anchors
 
     def _pair_logits(self, descriptors: Tensor, dense: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (A,) of (anchor, hardest positive) and of (anchor, hardest negative); A = images of the rank."""
+        """Anchors (A,) and their scores (A, 2) with the hardest positive and the hardest negative; A = images."""
         anchors, positives, negatives = self.pair_miner(descriptors.detach(), labels)
         x = torch.cat([anchors, anchors])
         y = torch.cat([positives, negatives])
-        return self.model.score_pairs(dense[x], dense[y]).chunk(2)  # type: ignore[return-value]
+        return anchors, self.model.score_pairs(dense[x], dense[y]).unflatten(0, (2, -1)).T

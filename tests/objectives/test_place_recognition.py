@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,11 @@ def make_batch(places: int = 3, views: int = 2) -> Batch:
     )
 
 
-def make_objective(model: PairVPR, *changes: str) -> PlaceRecognition:
+def make_objective(model: PairVPR, *changes: str, datasets: Sequence[str] = ("one",)) -> PlaceRecognition:
     config = load_config("stage2", "vitb", ["data.shards=none", *changes])
     own = PairVPR(model.config)
     own.load_state_dict(model.state_dict())
-    return PlaceRecognition(own, config.objective, config.data.augment, ["one"])
+    return PlaceRecognition(own, config.objective, config.data.augment, datasets)
 
 
 def multi_similarity(descriptors: Tensor, labels: Tensor, alpha: float, beta: float, base: float, eps: float) -> float:
@@ -133,3 +135,16 @@ def test_the_descriptor_loss_of_all_ranks_is_that_of_one_process(gradients: dict
     assert sum(bool(value.abs().sum() > 1e-3) for value in one.values()) > 10
     for name, expected in one.items():
         torch.testing.assert_close(several[name], expected.expand_as(several[name]), rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_pair_loss_is_told_for_each_data_set(model: PairVPR) -> None:
+    objective = make_objective(model, datasets=["land", "sea", "sky"])
+    batch = replace(make_batch(places=4), datasets=torch.tensor([0, 1, 1, 1]))
+    metrics = objective(batch, 0)[1]
+    per_set = [float(metrics[f"loss/pair/{name}"]) for name in ("land", "sea", "sky")]
+    assert (per_set[0] + 3 * per_set[1]) / 4 == pytest.approx(float(metrics["loss/pair"]), rel=1e-5)
+    assert math.isnan(per_set[2])
+    alone = make_objective(model)(batch, 0)[1]
+    assert not [name for name in alone if name.startswith("loss/pair/")]
+    others = replace(batch, datasets=torch.full((4,), 17))  # those of validation are counted by names of their own
+    assert float(objective.validate(others, 0)["loss/pair"]) == pytest.approx(float(metrics["loss/pair"]), rel=1e-5)

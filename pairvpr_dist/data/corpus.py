@@ -16,6 +16,7 @@ import numpy as np
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.plan import PlaceTable, drawn_of
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.settings import RemoteConfig
 
 ROWS_AT_ONCE = 2**18  # records of places.npy
 IDS_AT_ONCE = 2**21  # sorted to find places that come twice
@@ -27,12 +28,19 @@ class Corpus:
 
     sets: the opened sets; datasets: labels of the data sets of each of them; table: what the plan needs, n rows;
     dataset: int16 (n,), rows of `datasets`. `weights` are those of the sets, 1 each where there are none.
+    `remote` says how sets at URLs are read; without it there are none.
     """
 
-    def __init__(self, folders: Sequence[str], min_images: int, weights: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        folders: Sequence[str],
+        min_images: int,
+        weights: Sequence[float] = (),
+        remote: RemoteConfig | None = None,
+    ) -> None:
         if not folders:
             raise UserError("data.shards=[]: name at least one folder written by shards/build.py")
-        self.sets = [ShardSet.open(folder) for folder in folders]
+        self.sets = [ShardSet.open(folder, remote) for folder in folders]
         self.datasets, first_label = _labels(self.sets)
         places = sum(len(one.places) for one in self.sets)
         self.table = PlaceTable(
@@ -147,7 +155,7 @@ def _labels(sets: Sequence[ShardSet]) -> tuple[list[str], list[int]]:
     the number of the shard set.
     """
     shared = Counter(name for one in sets for name in one.manifest.datasets)
-    pairs = [(i, one.folder.name, name) for i, one in enumerate(sets, 1) for name in one.manifest.datasets]
+    pairs = [(i, one.name, name) for i, one in enumerate(sets, 1) for name in one.manifest.datasets]
     folders = Counter((folder, name) for _, folder, name in pairs)
     labels = [
         name if shared[name] == 1 else f"{name}@{folder}" if folders[folder, name] == 1 else f"{name}@{folder}.{i}"

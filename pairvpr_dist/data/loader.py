@@ -78,7 +78,7 @@ class EpochLoader:
     ) -> None:
         self.config, self.image_size, self.seed = config, image_size, seed
         self.columns = plan.rank_columns(config.places_per_batch, rank, world)
-        self.corpus = Corpus(config.shards, config.min_images_per_place, config.weights)
+        self.corpus = Corpus(config.shards, config.min_images_per_place, config.weights, config.remote)
         table = self.corpus.table
         self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self.places, self.left_out, self.datasets = len(table), self.corpus.left_out, self.corpus.datasets

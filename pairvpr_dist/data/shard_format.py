@@ -40,6 +40,7 @@ COLUMN = 256  # pixels, width of one stored column of a panorama
 MANIFEST = "manifest.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_@+=-]{1,120}")  # of a place
 FILE_PATTERN = re.compile(r"[A-Za-z0-9_-]+\.(tar|npy|csv)")  # of a file of the set: a name, never a path
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")  # a sha256, after which a cache names the file
 MEMBER_PATTERN = re.compile(r"([A-Za-z0-9_@+=-]{1,128})\.(place\.json|\d{3}(?:\.t\d{2})?\.jpg)")  # of a file in a tar
 MAX_IMAGES = 1000  # photographs in one sample, so that three digits number them
 
@@ -89,6 +90,8 @@ class FileRecord:
     def __post_init__(self) -> None:
         if not FILE_PATTERN.fullmatch(self.name):
             raise ValueError(f"'{self.name}' is not the name of a file of a shard set")
+        if self.size < 0 or not DIGEST_PATTERN.fullmatch(self.sha256):
+            raise ValueError(f"'{self.name}' has no size or sha256")
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Manifest:
     dropped_list: FileRecord  # dropped.csv
 
     @classmethod
-    def from_json(cls, values: Any, where: Path) -> Manifest:
+    def from_json(cls, values: Any, where: Path | str) -> Manifest:
         """The manifest out of parsed JSON read from `where`; `UserError` for another format or a wrong key."""
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:

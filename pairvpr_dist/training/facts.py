@@ -18,7 +18,7 @@ from pairvpr_dist.training.checkpoint import Progress
 
 def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Facts for the model card. `lines` are those of metrics.jsonl; the last value of each metric is kept."""
-    manifests = [ShardSet.open(folder).manifest for folder in config.data.shards]
+    manifests = [ShardSet.open(where, config.data.remote).manifest for where in config.data.shards]
     weights = config.data.weights or [1.0] * len(manifests)
     metrics = {name: value for line in lines for name, value in line.items()}
     return {

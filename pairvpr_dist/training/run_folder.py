@@ -74,7 +74,8 @@ def open_folder(config: TrainingConfig) -> Path:
 def data_content(config: TrainingConfig) -> dict[str, list[str]]:
     """Digests of the shard sets: what they hold decides the order of places, not where they lie."""
     named = {"shards": config.data.shards, "validation": config.data.validation}
-    return {key: [ShardSet.open(folder).manifest.digest for folder in folders] for key, folders in named.items()}
+    remote = config.data.remote
+    return {key: [ShardSet.open(where, remote).manifest.digest for where in named[key]] for key in named}
 
 
 def check_folder(config: TrainingConfig) -> None:

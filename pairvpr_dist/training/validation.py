@@ -36,12 +36,13 @@ def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, bad_place
 
 def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:
     """The loader of `data.validation`, in batches no larger than there are places."""
-    places = len(Corpus(config.data.validation, config.data.min_images_per_place).table)
-    batch = min(config.data.places_per_batch, places // world * world)
+    data = config.data
+    places = len(Corpus(data.validation, data.min_images_per_place, remote=data.remote).table)
+    batch = min(data.places_per_batch, places // world * world)
     if batch < 2 * world:
         raise UserError(
-            f"data.validation: holds {places} places with {config.data.min_images_per_place} images or more, and each "
+            f"data.validation: holds {places} places with {data.min_images_per_place} images or more, and each "
             f"of {world} processes needs two; add some or take fewer processes"
         )
-    data = replace(config.data, shards=config.data.validation, weights=[], places_per_batch=batch, single_city=False)
+    data = replace(data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False)
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

@@ -104,7 +104,10 @@ class EpochLoader:
             prefetch_factor=PREFETCH if config.workers else None,
             generator=torch.Generator(),  # else the loader draws from the global generator
         )
-        for batch, bad in loader:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            batch, bad = item
             self._note(bad)
             if batch is None:
                 lost = "; ".join(place.message for place in bad[:SHOWN_BAD])
@@ -137,11 +140,12 @@ class EpochLoader:
         )
 
 
-class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
+class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
     """Item i is this rank's batch of step `steps[i]`, and the bad places met on the way to it.
 
-    The batch is None where a place had no readable stand-in. The plan of an epoch is made where and when its first
-    batch is read, so that neither a worker nor a resumed run waits for those of other epochs.
+    The batch is None where a place had no readable stand-in; a `UserError` comes where a server failed. The plan of
+    an epoch is made where and when its first batch is read, so that neither a worker nor a resumed run waits for those
+    of other epochs.
     """
 
     def __init__(self, reader: PlaceReader, config: DataConfig, columns: range, steps: range) -> None:
@@ -153,8 +157,14 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, item: int) -> tuple[Batch | None, list[BadPlace]]:
-        epoch, step = divmod(self.steps[item], self.steps_per_epoch)
+    def __getitem__(self, item: int) -> tuple[Batch | None, list[BadPlace]] | UserError:
+        try:
+            return self._read(self.steps[item])
+        except UserError as error:
+            return error  # raised in a worker it would come out with the worker's traceback for its message
+
+    def _read(self, step_of_run: int) -> tuple[Batch | None, list[BadPlace]]:
+        epoch, step = divmod(step_of_run, self.steps_per_epoch)
         epoch_plan, columns = self._plan_of(epoch), slice(self.columns.start, self.columns.stop)
         rows, repeats = epoch_plan.rows[step, columns].copy(), epoch_plan.repeats[step, columns]
         seeds = self.reader.seeds(rows, epoch, repeats)

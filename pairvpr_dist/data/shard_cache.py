@@ -31,7 +31,7 @@ POLL = 0.2  # seconds between looks whether others have done with the room they 
 
 log = logging.getLogger(__name__)
 
-Stream = Callable[[], Iterator[bytes]]  # the file's bytes in pieces, from its beginning
+Stream = Callable[[], Iterator[bytes]]  # the file's bytes in pieces from its beginning, no fewer than its record says
 
 
 class FileCache:
@@ -99,21 +99,18 @@ class FileCache:
         return os.dup(part.fileno())
 
     def _download(self, stream: Stream, record: FileRecord, part: BinaryIO) -> str:
-        """Write the stream into the part file and return its sha256. Raises `UserError` for another size."""
+        """Write the stream into the part file and return its sha256. Raises `UserError` where it goes on too long."""
         part.seek(0)
         digest, size = hashlib.sha256(), 0
         for piece in stream():
             size += len(piece)
             if size > record.size:
-                break
+                raise UserError(
+                    f"{record.name}: longer than the manifest says, {record.size} bytes; copy the set to the server anew"
+                )
             digest.update(piece)
             part.write(piece)
         part.flush()
-        if size != record.size:
-            raise UserError(
-                f"{record.name}: too {'short' if size < record.size else 'long'} for the {record.size} bytes of the manifest; "
-                "copy the shard set to the server anew"
-            )
         return digest.hexdigest()
 
     def _differs(self, record: FileRecord) -> None:

@@ -49,6 +49,7 @@ class ShardSet:
     ) -> None:
         self.folder, self.manifest, self._remote = folder, manifest, remote
         self.places, self.keys, self.images, self.members = (index[name] for name in INDEX_DTYPES)
+        self._members = self.members.view(np.ndarray)  # of a memmap it is slow to take slices
         self._files = files_at(remote) if remote else LocalFiles(Path(folder))
 
     @classmethod
@@ -106,7 +107,7 @@ class ShardSet:
         """
         if not 0 <= first <= len(self.members) - count:
             raise BadMember("images.npy", "unknown", f"names the members {first} to {first + count - 1}, which are not")
-        records: list[Record] = self.members[first : first + count].tolist()
+        records: list[Record] = self._members[first : first + count].tolist()
         members: list[bytes] = []
         for end in range(1, count + 1):
             if end == count or not _are_neighbours(records[end - 1], records[end]):
@@ -213,7 +214,7 @@ def size_fault(folder: Path, record: FileRecord) -> str | None:
 def map_index(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
     """A file of the index, mapped. Raises `UserError` when it holds anything but a list of `dtype`."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # a memmap is slow to take slices of
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy's parser of headers fails in many ways
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not readable as an index: {reason}; rebuild the set") from None

@@ -26,7 +26,8 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import RemoteConfig
 
 PIECE = 8 * 2**20  # bytes of a long file that are asked for, or waited for, at a time
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds before the second attempt and at most
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second attempt and at most
+LONGEST_MESSAGE = 300  # letters of what a library or server says
 RETRIED_STATUS = (408, 425, 429)  # of the answers 4xx those that may differ the next time
 IDENTITY = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of a compressed form of it
 
@@ -148,6 +149,8 @@ class _Files:
     async def range_of(self, url: str, offset: int, length: int) -> bytes:
         """At most `length` bytes from `offset` on."""
         content: bytes = await self.filesystem._cat_file(url, start=offset, end=offset + length)
+        if len(content) > length:
+            raise RangesIgnored
         return content
 
     async def pieces(self, url: str, offset: int) -> AsyncGenerator[bytes]:
@@ -239,6 +242,6 @@ def _is_final(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """The error in one line, without query strings, in which a signed URL keeps its credentials."""
-    text = re.sub(r"\?[^\s'\"<>]*", "", " ".join(str(error).split())) or "no answer"
-    return f"{type(error).__name__}: {text}"
+    """The error in one short line, without what holds credentials in a URL: a query string, and what precedes an @."""
+    text = re.sub(r"\?[^\s'\"<>]*|(?<=://)[^\s/@]*@", "", " ".join(str(error).split())) or "no answer"
+    return f"{type(error).__name__}: {text[:LONGEST_MESSAGE]}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,9 @@ Stream = Callable[[], Iterator[bytes]]  # the file's bytes in pieces from its be
 
 
 class FileCache:
-    """A folder of files named by their content. `limit`: bytes that they may take, None for no bound."""
+    """A folder of files named by their content. `limit`: bytes that they may take; without one they stay."""
 
-    def __init__(self, folder: Path, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, limit: float = math.inf) -> None:
         self.folder, self.limit = folder, limit
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -106,7 +107,7 @@ class FileCache:
             size += len(piece)
             if size > record.size:
                 raise UserError(
-                    f"{record.name}: longer than the manifest says, {record.size} bytes; copy the set to the server anew"
+                    f"{record.name}: longer than its manifest says, {record.size} bytes; copy the set there anew"
                 )
             digest.update(piece)
             part.write(piece)
@@ -115,18 +116,18 @@ class FileCache:
 
     def _differs(self, record: FileRecord) -> None:
         """A damaged index misleads, so it is refused; in a damaged tar each member has a checksum that tells."""
-        if self.limit is None:
+        if self.limit == math.inf:
             raise UserError(f"{record.name}: its sha256 is not the manifest's; copy the shard set to the server anew")
         log.warning("%s: its sha256 is not the manifest's; its damaged members will be left out", record.name)
 
     def _make_room(self, record: FileRecord, part: BinaryIO) -> None:
         """Let the part file have its whole size, so that it counts as such, as soon as the limit allows it."""
-        while self.limit is not None:
-            if record.size > self.limit:
-                raise UserError(
-                    f"data.remote.cache_gib={self.limit / GIB:g}: {record.name} alone takes "
-                    f"{record.size / GIB:.3g} GiB; give the cache several times as much"
-                )
+        if record.size > self.limit:
+            raise UserError(
+                f"data.remote.cache_gib={self.limit / GIB:g}: {record.name} alone takes {record.size / GIB:.3g} GiB; "
+                "give the cache several times as much"
+            )
+        while True:
             with (self.folder / "room.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if self._evict(self.limit - record.size, Path(part.name)):
@@ -134,7 +135,7 @@ class FileCache:
                     return
             time.sleep(POLL)  # all room is held by fetches under way
 
-    def _evict(self, target: int, own: Path) -> bool:
+    def _evict(self, target: float, own: Path) -> bool:
         """Remove leftovers, and least recently used files until no more than `target` bytes are left."""
         files = [entry for entry in os.scandir(self.folder) if entry.name != "room.lock" and Path(entry) != own]
         known = [(entry, status) for entry in files if (status := _status(Path(entry))) is not None]

@@ -82,7 +82,7 @@ class CachedFiles:
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
-        self.cache = FileCache(cache_folder(remote.config) / "tars", int(remote.config.cache_gib * GIB))
+        self.cache = FileCache(cache_folder(remote.config) / "tars", remote.config.cache_gib * GIB)
         self._fetched_again: set[str] = set()  # a tar that is damaged on the server would be fetched without end
 
     def read(self, tar: FileRecord, offset: int, length: int, again: bool = False) -> bytes:
@@ -115,7 +115,7 @@ def fetch_index(remote: Remote, records: list[FileRecord]) -> dict[str, Path]:
 def cache_folder(config: RemoteConfig) -> Path:
     """The folder that `data.remote.cache` names, or the user's."""
     if config.cache:
-        return Path(config.cache)
+        return Path(config.cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pairvpr_dist"
 
 

@@ -47,7 +47,7 @@ def test_members_come_back_as_they_were_written(built: Path) -> None:
 
 def test_the_index_is_mapped_and_read_only(built: Path) -> None:
     shards = ShardSet.open(built)
-    assert isinstance(shards.members.base, np.memmap)
+    assert isinstance(shards.members, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         shards.members["size"][0] = 1
 

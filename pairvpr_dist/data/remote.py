@@ -213,19 +213,19 @@ def _connect(scheme: str, timeout: float) -> _Files:
         filesystem.retries = 1
         return _Files(filesystem)
     if scheme == "gs":
-        filesystem = _imported("gcsfs", "gs").GCSFileSystem(**own)
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for each failure
-        return _Files(filesystem)
+        return _Files(_imported("gcsfs.core", "gs").GCSFileSystem(**own))  # not its gRPC one, which survives no fork
     http, aiohttp = importlib.import_module("fsspec.implementations.http"), importlib.import_module("aiohttp")
     # Proxies and credentials from the environment and ~/.netrc; how long a request may take is our own matter.
     client = {"trust_env": True, "timeout": aiohttp.ClientTimeout(total=None)}
     return _HttpFiles(http.HTTPFileSystem(client_kwargs=client, **own))
 
 
-def _imported(package: str, extra: str) -> Any:
+def _imported(module: str, extra: str) -> Any:
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ImportError:
+        package = module.partition(".")[0]
         raise UserError(
             f"{extra}:// needs the package {package}, which is not installed: pip install 'pairvpr_dist[{extra}]'"
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,6 @@ class FileServer:
     requests: Counter[str] = field(default_factory=Counter)  # by name of the file
     sent: Counter[str] = field(default_factory=Counter)  # bytes of content
     url: str = ""
-    locate: Callable[[str], str] = field(default=lambda path: path)  # URL's path -> path below the folder
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -51,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        path = self.files.folder / unquote(self.files.locate(urlsplit(self.path).path)).lstrip("/")
+        path = self.files.folder / unquote(urlsplit(self.path).path).lstrip("/")
         fault = self.files.next_fault(path.name)
         if fault.isdigit():
             self._send(int(fault), b"refused")
@@ -96,13 +95,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads, block_on_close = True, False
+
+    def handle_error(self, *args: object) -> None:
+        """A reader that is gone is no news."""
+
+
 @contextmanager
 def serve(folder: Path, ranges: bool = True) -> Iterator[FileServer]:
     """A server of the folder at `url` while the block lasts."""
     files = FileServer(folder, ranges)
     handler = type("Handler", (_Handler,), {"files": files})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads, server.block_on_close = True, False
+    with _Server(("127.0.0.1", 0), handler) as server:
         files.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -340,3 +341,32 @@ def test_an_s3_server_that_fails_is_told(server: FileServer, cache: Path, monkey
     server.misbehave("503", "manifest")
     with pytest.raises(UserError, match=r"^s3://set/manifest\.json: 2 attempts in . s failed: [^\n]*$"):
         ShardSet.open("s3://set", settings(cache, attempts=2))
+
+
+@pytest.fixture
+def gs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server that answers as Google's does: content below /download, sizes as JSON."""
+    objects = "storage/v1/b/streets/o/sets/city"
+    shutil.copytree(built, tmp_path / "gs" / "download" / objects)
+    (tmp_path / "gs" / objects).mkdir(parents=True)
+    for path in built.iterdir():
+        facts = {"bucket": "streets", "name": f"sets/city/{path.name}", "size": str(path.stat().st_size)}
+        (tmp_path / "gs" / objects / path.name).write_text(json.dumps(facts))
+    monkeypatch.setattr(remote, "_connections", {})
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with serve(tmp_path / "gs") as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:GCS project not set")
+def test_an_epoch_from_gs_is_that_of_the_folder(gs: FileServer, built: Path, cache: Path) -> None:
+    assert_same_epoch("gs://streets/sets/city", built, cache)
+    for fault in ("404", "403"):
+        gs.misbehave(fault, "manifest")
+        with pytest.raises(UserError, match=r"^gs://streets/sets/city/manifest\.json: cannot be read: [^\n]*$"):
+            ShardSet.open("gs://streets/sets/city", settings(cache, attempts=2))
+    gs.misbehave("503", "tar")
+    with pytest.raises(UserError, match=r"city/shard-000000\.tar: 1 attempts in . s failed: [^\n]*$"):
+        ShardSet.open("gs://streets/sets/city", settings(cache, attempts=1, timeout=0.5)).read_member(0)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from pairvpr_dist.data import plan
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.index import BadMember
-from pairvpr_dist.data.reading import PlaceReader, Seeds
+from pairvpr_dist.data.reading import DrawnPlace, PlaceReader
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import DataConfig
 
@@ -167,37 +167,32 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
         epoch, step = divmod(step_of_run, self.steps_per_epoch)
         epoch_plan, columns = self._plan_of(epoch), slice(self.columns.start, self.columns.stop)
         rows, repeats = epoch_plan.rows[step, columns].copy(), epoch_plan.repeats[step, columns]
-        seeds = self.reader.seeds(rows, epoch, repeats)
+        drawn = self.reader.draw(rows, epoch, repeats)
         images, bad = self.reader.empty(len(rows)), []
         for i, column in enumerate(self.columns):
             stand_ins = epoch_plan.replacements(step, column)
-            while fault := self._fault(int(rows[i]), seeds[i], images[i]):
-                bad.append(fault)
+            while error := self.reader.read(drawn[i], images[i]):
+                bad.append(self._bad_place(int(rows[i]), error))
                 row = next(stand_ins, None)
                 if row is None:
                     return None, bad
                 rows[i] = row
-                seeds[i : i + 1] = self.reader.seeds(rows[i : i + 1], epoch, repeats[i : i + 1])
-        return self._batch(images, rows, seeds), bad
+                drawn[i : i + 1] = self.reader.draw(rows[i : i + 1], epoch, repeats[i : i + 1])
+        return self._batch(images, rows, drawn), bad
 
-    def _batch(self, images: np.ndarray, rows: np.ndarray, seeds: list[Seeds]) -> Batch:
+    def _batch(self, images: np.ndarray, rows: np.ndarray, drawn: list[DrawnPlace]) -> Batch:
         corpus = self.reader.corpus
         return Batch(
             torch.from_numpy(images).permute(0, 1, 4, 2, 3),
-            torch.from_numpy(np.stack([one.views for one in seeds])),
+            torch.from_numpy(np.stack([place.keys for place in drawn])),
             torch.from_numpy(corpus.table.ids[rows]),
             torch.from_numpy(corpus.dataset[rows].astype(np.int64)),
         )
 
-    def _fault(self, row: int, seeds: Seeds, views: np.ndarray) -> BadPlace | None:
-        """Read the place at a row into `views`; what is wrong with it, if anything."""
-        try:
-            self.reader.read(row, seeds, views)
-        except BadMember as error:
-            corpus = self.reader.corpus
-            folder, label = corpus.locate(row)[0].folder, int(corpus.table.ids[row])
-            return BadPlace(label, f"{folder}/{error.shard}", error.key, error.reason)
-        return None
+    def _bad_place(self, row: int, error: BadMember) -> BadPlace:
+        corpus = self.reader.corpus
+        folder, label = corpus.locate(row)[0].folder, int(corpus.table.ids[row])
+        return BadPlace(label, f"{folder}/{error.shard}", error.key, error.reason)
 
     def _plan_of(self, epoch: int) -> plan.EpochPlan:
         if self._plan is None or self._plan[0] != epoch:

@@ -23,15 +23,6 @@ from pairvpr_dist.settings import AugmentConfig
 MAX_SIDE = 65_500  # pixels of a JPEG
 
 
-class Seeds(NamedTuple):
-    """What the draws for a place start from."""
-
-    views: np.ndarray  # int64 (V,): its `Batch.keys`
-    sample: int  # for the choice of views
-    crop: list[int]  # of each view
-    rand_augment: list[int]  # of each view
-
-
 class Crop(NamedTuple):
     """What one view shows."""
 
@@ -43,6 +34,15 @@ class Crop(NamedTuple):
     scale: int  # files are decoded to 1 / scale of their size
 
 
+class DrawnPlace(NamedTuple):
+    """What a place shows in one batch."""
+
+    shard_set: ShardSet
+    keys: np.ndarray  # int64 (V,): its `Batch.keys`
+    crops: list[Crop] | BadMember  # of its views; the fault where the index contradicts itself
+    rand_augment: list[int]  # seed for each view
+
+
 class PlaceReader:
     """Reads the views of places as squares of `image_size` pixels."""
 
@@ -50,41 +50,51 @@ class PlaceReader:
         self.corpus, self.views, self.augment = corpus, views, augment
         self.image_size, self.seed = image_size, seed
 
-    def seeds(self, rows: np.ndarray, epoch: int, repeats: np.ndarray) -> list[Seeds]:
-        """The seeds of places at rows (n,) of the corpus that came `repeats` (n,) times before in the epoch."""
+    def draw(self, rows: np.ndarray, epoch: int, repeats: np.ndarray) -> list[DrawnPlace]:
+        """What the places at rows (n,) of the corpus show that came `repeats` (n,) times before in the epoch.
+
+        All places of a batch are drawn before the first is read: code that stays in the processor's caches is quicker.
+        """
         ids = self.corpus.table.ids[rows]
-        places = place_keys(self.seed, epoch, ids, repeats)
-        views = view_keys(self.seed, epoch, ids, self.views, repeats)
-        crop, rand_augment = _seeds(views, Purpose.CROP), _seeds(views, Purpose.RAND_AUGMENT)
-        return [Seeds(*seeds) for seeds in zip(views, _seeds(places, Purpose.SAMPLE), crop, rand_augment, strict=True)]
+        keys = view_keys(self.seed, epoch, ids, self.views, repeats)
+        sample = _seeds(place_keys(self.seed, epoch, ids, repeats), Purpose.SAMPLE)
+        crop, rand_augment = _seeds(keys, Purpose.CROP), _seeds(keys, Purpose.RAND_AUGMENT)
+        sets, places = zip(*map(self.corpus.locate, rows.tolist()), strict=True)
+        crops = map(self._crops, sets, places, sample, crop)
+        return [DrawnPlace(*parts) for parts in zip(sets, keys, crops, rand_augment, strict=True)]
 
     def empty(self, places: int) -> np.ndarray:
         """Room for the views of so many places, uint8 (places, V, size, size, 3)."""
         return np.empty((places, self.views, self.image_size, self.image_size, 3), np.uint8)
 
-    def read(self, row: int, seeds: Seeds, out: np.ndarray) -> None:
-        """Fill `out`, uint8 (V, size, size, 3), with the place at a row of the corpus. Raises `BadMember`."""
-        shard_set, place = self.corpus.locate(row)
-        for crop, seed, view in zip(self.draw(shard_set, place, seeds), seeds.rand_augment, out, strict=True):
-            view[:] = decoding.resize(read_pixels(shard_set, crop), self.image_size)
-            if self.augment.rand_augment_ops:
-                view[:] = decoding.rand_augment(view, self.augment.rand_augment_ops, seed)
+    def read(self, place: DrawnPlace, out: np.ndarray) -> BadMember | None:
+        """Fill `out`, uint8 (V, size, size, 3), with the views of a place; why it cannot be read, if so."""
+        if isinstance(place.crops, BadMember):
+            return place.crops
+        try:
+            for crop, seed, view in zip(place.crops, place.rand_augment, out, strict=True):
+                decoding.resize_into(read_pixels(place.shard_set, crop), view)
+                if self.augment.rand_augment_ops:
+                    view[:] = decoding.rand_augment(view, self.augment.rand_augment_ops, seed)
+        except BadMember as error:
+            return error
+        return None
 
-    def draw(self, shard_set: ShardSet, place: int, seeds: Seeds) -> list[Crop]:
-        """What the views of a place show. Raises `BadMember` where the index contradicts itself."""
+    def _crops(self, shard_set: ShardSet, place: int, sample: int, crop: list[int]) -> list[Crop] | BadMember:
+        """What the views of a place show, from the seeds of the choice and of each crop."""
         record = shard_set.places[place]
         first = int(record["first_image"])
-        images = shard_set.images[first : first + int(record["images"])].view(np.ndarray)  # quicker than a memmap
+        images = shard_set.images[first : first + int(record["images"])]
         try:
-            views = choose_views(images, self.views, _generator(seeds.sample))
-            return [self._crop(shard_set, images, *drawn) for drawn in zip(views, seeds.crop, strict=True)]
+            views = choose_views(images, self.views, _generator(sample))
+            return [self._crop(shard_set, images, *drawn) for drawn in zip(views, crop, strict=True)]
         except ValueError as error:
-            raise BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}") from None
+            return BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}")
 
     def _crop(self, shard_set: ShardSet, images: np.ndarray, view: View, seed: int) -> Crop:
         image = images[view.image]
         first_member, members, width, height = image.item()[:4]  # at once, which is quicker than by name
-        files = -(-width // COLUMN) if view.first_column is not None else 1
+        files = 1 if view.first_column is None else -(-width // COLUMN)
         inside = 0 <= first_member <= len(shard_set.members) - members
         if not (inside and members == files and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise ValueError(f"an image of {width} x {height} pixels in {members} files from row {first_member}")

@@ -56,18 +56,19 @@ def _panorama_views(images: np.ndarray, rows: np.ndarray, views: int, generator:
     focal = focal_point(positions, theta=generator.uniform(0.0, 360.0), distance=generator.uniform(*FOCAL_DISTANCE))
     bearings = bearing(positions, focal)
     chosen = [int(generator.integers(len(rows)))]
+    angles = angle_between(bearings, bearings[chosen[0]]).tolist()
     while len(chosen) < views:
-        chosen.append(_draw_partner(bearings, chosen, generator))
+        chosen.append(_draw_partner(angles, chosen, generator))
     return [View(int(rows[i]), _aim(images[rows[i]], float(bearings[i]))) for i in chosen]
 
 
-def _draw_partner(bearings: np.ndarray, chosen: list[int], generator: np.random.Generator) -> int:
-    """A panorama not chosen yet whose bearing suits that of the first one chosen."""
-    others = np.setdiff1d(np.arange(len(bearings)), chosen)
+def _draw_partner(angles: list[float], chosen: list[int], generator: np.random.Generator) -> int:
+    """A panorama not chosen yet; `angles`: those of all of them to the first one chosen."""
+    others = [i for i in range(len(angles)) if i not in chosen]
     partner = chosen[0]
     for redraw in range(MAX_REDRAWS + 1):
-        partner = int(others[generator.integers(len(others))])
-        angle = angle_between(bearings[partner], bearings[chosen[0]])
+        partner = others[generator.integers(len(others))]
+        angle = angles[partner]
         if ANGLES[0] <= angle <= ANGLES[1] or (redraw >= LENIENT_FROM and angle > LENIENT_ANGLE):
             break
     return partner

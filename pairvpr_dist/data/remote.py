@@ -20,7 +20,10 @@ import random
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
+
+from fsspec.asyn import sync
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import RemoteConfig
@@ -28,6 +31,7 @@ from pairvpr_dist.settings import RemoteConfig
 PIECE = 8 * 2**20  # bytes of a long file that are asked for, or waited for, at a time
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second attempt and at most
 LONGEST_MESSAGE = 300  # letters of what a library or server says
+PARTIAL, BEYOND_END = 206, 416  # HTTP: a range as asked for; the file ends before it
 RETRIED_STATUS = (408, 425, 429)  # of the answers 4xx those that may differ the next time
 IDENTITY = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of a compressed form of it
 
@@ -90,8 +94,6 @@ class Remote:
             self._wait_for(lambda _: pieces.aclose())
 
     def _wait_for(self, request: Callable[[_Files], Awaitable[T]]) -> T:
-        from fsspec.asyn import sync
-
         timeout = self.config.timeout
         files = _connection(self.scheme, timeout)
 
@@ -164,26 +166,31 @@ class _HttpFiles(_Files):
     """Over HTTP, where a server may ignore ranges: its answer is looked at before its content is read."""
 
     async def range_of(self, url: str, offset: int, length: int) -> bytes:
-        last = offset + length - 1
-        async with self._answer(await self._session(), url, f"bytes={offset}-{last}") as answer:
-            if answer.status != 206:
+        async with self._answer(url, f"bytes={offset}-{offset + length - 1}") as answer:
+            if answer.status == BEYOND_END:
+                return b""
+            if answer.status != PARTIAL:
                 raise RangesIgnored
             content: bytes = await answer.read()
             return content
 
     async def pieces(self, url: str, offset: int) -> AsyncGenerator[bytes]:
-        async with self._answer(await self._session(), url, f"bytes={offset}-" if offset else None) as answer:
-            skip = 0 if answer.status == 206 else offset
+        async with self._answer(url, f"bytes={offset}-" if offset else None) as answer:
+            if answer.status == BEYOND_END:
+                return
+            skip = 0 if answer.status == PARTIAL else offset
             while content := await answer.content.read(PIECE):
-                yield content[skip:] if skip < len(content) else b""
+                yield content[skip:]
                 skip = max(0, skip - len(content))
 
-    async def _session(self) -> Any:
-        return await self.filesystem.set_session()
-
-    def _answer(self, session: Any, url: str, span: str | None) -> Any:
+    @asynccontextmanager
+    async def _answer(self, url: str, span: str | None) -> AsyncIterator[Any]:
+        session = await self.filesystem.set_session()
         headers = IDENTITY | ({"Range": span} if span else {})
-        return session.get(self.filesystem.encode_url(url), headers=headers, raise_for_status=True)
+        async with session.get(self.filesystem.encode_url(url), headers=headers) as answer:
+            if answer.status != BEYOND_END:
+                answer.raise_for_status()
+            yield answer
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:

@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         status = 200
         if wanted and self.files.ranges:
             begin = int(wanted[1])
+            if begin >= len(content):
+                self._send(416, b"")
+                return
             content = content[begin : int(wanted[2]) + 1 if wanted[2] else None]
             status = 206
         if fault == "flip":

@@ -107,7 +107,8 @@ def resize_into(pixels: np.ndarray, square: np.ndarray) -> None:
 def rand_augment(image: np.ndarray, operations: int, seed: int) -> np.ndarray:
     """RandAugment (Cubuk et al. 2020) with torchvision's operations and magnitude: uint8 (H, W, 3) to the same."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Of the CPU alone: torch.manual_seed notes a stack trace for each device that does not run yet, in a list.
+        torch.default_generator.manual_seed(seed)
         # On PIL images the operations run 2-4 times as fast as on tensors.
         return np.asarray(_rand_augment(operations)(Image.fromarray(image)))
 

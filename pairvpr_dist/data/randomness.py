@@ -12,7 +12,7 @@ Arrays have one dimension at least: NumPy warns about the overflow of scalars, w
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -86,14 +86,24 @@ def view_keys(seed: int, epoch: int, stable_ids: np.ndarray, views: int, repeats
     return fold(place_keys(seed, epoch, stable_ids, repeats)[:, None], np.arange(views, dtype=np.int64))
 
 
-def generator(key: np.ndarray, purpose: Purpose) -> np.random.Generator:
-    """NumPy's counter-based generator for one key (int64, one element) and purpose."""
-    return np.random.Generator(np.random.Philox(key=torch_seed(key, purpose)))
+def seeds(keys: np.ndarray, purpose: Purpose) -> list[Any]:
+    """A seed for each key (int64, any shape) and a purpose: nested lists of that shape, 0 <= seed < 2**64."""
+    found: list[Any] = fold(keys, purpose).view(np.uint64).tolist()
+    return found
 
 
-def torch_seed(key: np.ndarray, purpose: Purpose) -> int:
-    """A seed for `torch.manual_seed` from one key (int64, one element) and purpose; 0 <= seed < 2**64."""
-    return int(fold(key.reshape(1), purpose)[0]) & (2**64 - 1)
+_philox = np.random.Philox(key=0)
+_draws, _state = np.random.Generator(_philox), _philox.state
+
+
+def generator(seed: int) -> np.random.Generator:
+    """NumPy's counter-based generator, Philox, with a seed as its key; good until the next call.
+
+    There is one in a process, which is set anew: to make one takes ten times as long.
+    """
+    _state["state"]["key"][0] = seed
+    _philox.state = _state
+    return _draws
 
 
 def keyed_bits(keys: torch.Tensor, n: int) -> torch.Tensor:

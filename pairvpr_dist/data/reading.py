@@ -7,7 +7,7 @@ stored columns under the crop are read and decoded, neighbours in one read.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from pairvpr_dist.data import decoding, panorama
 from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.decoding import Box
 from pairvpr_dist.data.index import BadMember, ShardSet
-from pairvpr_dist.data.randomness import Purpose, fold, place_keys, view_keys
+from pairvpr_dist.data.randomness import Purpose, generator, place_keys, seeds, view_keys
 from pairvpr_dist.data.sampling import View, choose_views, crop_side
 from pairvpr_dist.data.shard_format import COLUMN
 from pairvpr_dist.settings import AugmentConfig
@@ -57,8 +57,8 @@ class PlaceReader:
         """
         ids = self.corpus.table.ids[rows]
         keys = view_keys(self.seed, epoch, ids, self.views, repeats)
-        sample = _seeds(place_keys(self.seed, epoch, ids, repeats), Purpose.SAMPLE)
-        crop, rand_augment = _seeds(keys, Purpose.CROP), _seeds(keys, Purpose.RAND_AUGMENT)
+        sample = seeds(place_keys(self.seed, epoch, ids, repeats), Purpose.SAMPLE)
+        crop, rand_augment = seeds(keys, Purpose.CROP), seeds(keys, Purpose.RAND_AUGMENT)
         sets, places = zip(*map(self.corpus.locate, rows.tolist()), strict=True)
         crops = map(self._crops, sets, places, sample, crop)
         return [DrawnPlace(*parts) for parts in zip(sets, keys, crops, rand_augment, strict=True)]
@@ -86,7 +86,7 @@ class PlaceReader:
         first = int(record["first_image"])
         images = shard_set.images[first : first + int(record["images"])]
         try:
-            views = choose_views(images, self.views, _generator(sample))
+            views = choose_views(images, self.views, generator(sample))
             return [self._crop(shard_set, images, *drawn) for drawn in zip(views, crop, strict=True)]
         except ValueError as error:
             return BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}")
@@ -99,10 +99,10 @@ class PlaceReader:
         if not (inside and members == files and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise ValueError(f"an image of {width} x {height} pixels in {members} files from row {first_member}")
         if view.first_column is None:
-            box = decoding.draw_box(width, height, self.augment, _generator(seed))
+            box = decoding.draw_box(width, height, self.augment, generator(seed))
         else:
             side = crop_side(image)
-            box = decoding.draw_box(side, side, self.augment, _generator(seed))
+            box = decoding.draw_box(side, side, self.augment, generator(seed))
             box = box._replace(left=(view.first_column + box.left) % width)
         scale = decoding.scale_for(box, self.image_size)
         if width % scale:  # the columns of a panorama would not fit together
@@ -135,23 +135,3 @@ def _decode(shard_set: ShardSet, crop: Crop, column: int, content: bytes) -> np.
         return decoding.decode(content, width, crop.height, crop.scale)
     except decoding.Undecodable as error:
         raise shard_set.bad_member(crop.first_member + column, str(error)) from None
-
-
-def _seeds(keys: np.ndarray, purpose: Purpose) -> list[Any]:
-    """Seeds from keys of any shape, as nested lists of that shape; the same as `randomness.torch_seed`."""
-    seeds: list[Any] = fold(keys, purpose).view(np.uint64).tolist()
-    return seeds
-
-
-_bits = np.random.Philox(key=0)
-_draws, _state = np.random.Generator(_bits), _bits.state
-
-
-def _generator(seed: int) -> np.random.Generator:
-    """NumPy's counter-based generator with the seed as its key, for one sequence of draws at a time.
-
-    There is one, which is set anew: to make one takes ten times as long.
-    """
-    _state["state"]["key"][0] = seed
-    _bits.state = _state
-    return _draws

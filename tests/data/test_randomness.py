@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairvpr_dist.data.randomness import Purpose, fold, generator, keyed_uniform, mix, torch_seed, view_keys
+from pairvpr_dist.data.randomness import Purpose, fold, generator, keyed_uniform, mix, seeds, view_keys
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 MASK = 2**64 - 1
@@ -63,10 +63,27 @@ def test_keys_stay_the_same_between_versions() -> None:
 
 def test_purposes_have_streams_of_their_own() -> None:
     key = view_keys(0, 0, np.array([1], np.uint64), 1)[0]
-    assert len({torch_seed(key, purpose) for purpose in Purpose}) == len(Purpose)
-    first = [generator(key, purpose).random() for purpose in Purpose]
+    first = [generator(seeds(key, purpose)[0]).random() for purpose in Purpose]
     assert len(set(first)) == len(Purpose)
-    assert first == [generator(key, purpose).random() for purpose in Purpose]
+    assert first == [generator(seeds(key, purpose)[0]).random() for purpose in Purpose]
+
+
+def test_seeds_have_the_shape_of_the_keys() -> None:
+    keys = view_keys(3, 1, np.arange(5, dtype=np.uint64), 2)
+    found = seeds(keys, Purpose.CROP)
+    assert np.shape(found) == (5, 2)
+    assert found[3] == seeds(keys[3], Purpose.CROP)
+    assert all(0 <= seed <= MASK for row in found for seed in row)
+
+
+@given(st.integers(0, MASK), st.integers(0, MASK))
+def test_a_generator_starts_anew_with_each_seed(seed: int, other: int) -> None:
+    """It draws what one that was made for the seed draws, whatever was drawn before."""
+    generator(other).choice(9, size=4, replace=False)
+    generator(other).integers(1000, dtype=np.uint32)  # leaves half of a 64-bit number behind
+    ours, made = generator(seed), np.random.Generator(np.random.Philox(key=seed))
+    for draw in (lambda g: g.integers(50, dtype=np.uint32), lambda g: g.random(), lambda g: list(g.permutation(9))):
+        assert draw(ours) == draw(made)
 
 
 def test_keyed_uniform_is_uniform_and_per_key() -> None:

@@ -125,7 +125,7 @@ def cache_faults(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.remote.cache: {folder}: {error.strerror}; name a folder on a sound disk") from None
+        raise UserError(f"data.remote.cache: {folder}: {error.strerror}; mend that or name another folder") from None
 
 
 def remote_at(where: str | Path, config: RemoteConfig | None) -> Remote | None:
@@ -138,9 +138,10 @@ def remote_at(where: str | Path, config: RemoteConfig | None) -> Remote | None:
     scheme, _, rest = where.partition(":")
     host, _, path = rest.removeprefix("//").partition("/")
     bare = f"{scheme}://{host.rpartition('@')[2]}/{re.split('[?#]', path)[0]}"
-    if scheme not in SCHEMES or config is None:
-        readable = ", ".join(SCHEMES) if config else "none here"
-        raise UserError(f"{scheme}: of these URLs nothing is read; name a folder, or a URL of {readable}")
+    if config is None:
+        raise UserError(f"{bare}: no URL is read here; copy the shard set to a folder and name that")
+    if scheme not in SCHEMES:
+        raise UserError(f"{scheme}: URLs of this kind are not read; name a folder, or a URL of {', '.join(SCHEMES)}")
     if "@" in host or re.search("[?#]", where):
         raise UserError(
             f"{bare}: write it without user, password and query; credentials are taken from the environment and the "

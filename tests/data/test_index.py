@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -154,3 +155,65 @@ def test_the_digest_follows_the_content(built: Path, folder: Path) -> None:
     assert digest(folder) == before
     edit_manifest(folder, lambda m: m["shards"][0].update(sha256="0" * 64))
     assert digest(folder) != before
+
+
+def test_a_damaged_index_asks_for_no_more_than_a_tar_holds(folder: Path) -> None:
+    for field, value in (
+        ("size", 2**31 - 1),
+        ("size", -5),
+        ("offset", 2**60),
+        ("offset", -1),
+        ("shard", 99),
+        ("shard", -1),
+    ):
+        shards = ShardSet.open(folder)
+        shards._members = shards._members.copy()
+        shards._members[field][5] = value
+        with pytest.raises(BadMember, match="place place001: the index names bytes that no tar holds"):
+            shards.read_members(3, 4)
+    for first in (-1, len(shards.members) - 1, 2**62):
+        with pytest.raises(BadMember, match="which are not"):
+            shards.read_members(first, 2)
+
+
+def test_neighbouring_members_in_one_call_are_those_one_by_one(built: Path) -> None:
+    shards = ShardSet.open(built)
+    assert shards.read_members(0, len(shards.members)) == [shards.read_member(i) for i in range(len(shards.members))]
+
+
+def test_a_descriptor_that_went_stale_is_opened_anew(folder: Path) -> None:
+    shards = ShardSet.open(folder)
+    expected = shards.read_member(0)
+    descriptors = {int(fd) for fd in os.listdir("/proc/self/fd") if _leads_to(fd, shards.shard_path(0))}
+    assert len(descriptors) == 1
+    stale = os.open(folder, os.O_RDONLY)  # reading it fails, as one of a network file system that came back does
+    os.dup2(stale, descriptors.pop())
+    os.close(stale)
+    assert shards.read_member(0) == expected
+
+
+def _leads_to(descriptor: str, path: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == str(path)
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "1" * 5000, " " * (64 * 2**20 + 1)])
+def test_a_manifest_made_to_break_the_parser_is_refused(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json: [^\n]*manifest of a shard set[^\n]*$"):
+        ShardSet.open(folder)
+
+
+@pytest.mark.parametrize(
+    "header", [b"(" * 300, b"{'descr': [('a', '<i4')], 'shape': (9999999999999999999999,)}", b"\xff"]
+)
+def test_a_header_of_the_index_made_to_break_the_parser_is_refused(folder: Path, header: bytes) -> None:
+    path = folder / "places.npy"
+    content = bytearray(path.read_bytes())
+    content[10 : 10 + len(header)] = header
+    path.write_bytes(content[: path.stat().st_size])
+    edit_manifest(folder, lambda m: m["index"][0].update(size=path.stat().st_size))
+    with pytest.raises(UserError, match=r"places\.npy: [^\n]*$"):
+        ShardSet.open(folder)

@@ -217,7 +217,7 @@ def test_other_urls_and_those_with_credentials_are_refused(cache: Path, where: s
 
 
 def test_without_settings_no_url_is_read(server: FileServer) -> None:
-    with pytest.raises(UserError, match="name a folder"):
+    with pytest.raises(UserError, match="no URL is read here"):
         ShardSet.open(f"{server.url}/set")
     assert not server.requests
 

@@ -9,17 +9,18 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pairvpr_dist.errors import UserError
-from shards.importers import Place, PlaceImage
+from shards.importers import Found
 
 if TYPE_CHECKING:
-    from shards.synthetic_city import City, CityView
+    from shards.synthetic_city import City
 
+DEFAULT_MIN_IMAGES = 2
 LICENCE = "none needed: rendered by this project"
 
 
@@ -42,21 +43,34 @@ class SyntheticImporter:
         what = "panoramas" if self.panoramas else f"views of {self.size} px"
         return f"synthetic city of seed {self.seed}, {self.places} places with {self.views} {what}"
 
-    def __iter__(self) -> Iterator[Place]:
+    @property
+    def options(self) -> dict[str, str]:
+        """What decides the result."""
+        names = ("seed", "places", "views", "size", "panoramas", "dataset", "licence")
+        return {name: str(getattr(self, name)) for name in names}
+
+    def scan(self) -> Iterator[Found]:
+        """All views of all places."""
         for place in build_city(self).places:
-            images = [
-                PlaceImage(
-                    source=partial(render, self, view),
+            for number, view in enumerate(place.views):
+                yield Found(
+                    place=place.key,
                     name=f"{place.key}/{number:03d}",
+                    size=view.width * view.height // 4,
+                    city=place.city,
                     east=view.east,
                     north=view.north,
                     heading=view.heading,
                     time=view.time.replace(tzinfo=UTC).timestamp(),
                     panorama=self.panoramas,
+                    licence=self.licence,
                 )
-                for number, view in enumerate(place.views)
-            ]
-            yield Place(place.key, self.dataset or place.city, place.city, images, self.licence)
+
+    def load(self, name: str) -> np.ndarray:
+        """One photograph, uint8 (H, W, 3)."""
+        place, number = name.split("/")
+        city = build_city(self)
+        return city.render(city.place(place).views[int(number)])
 
 
 @lru_cache(maxsize=1)
@@ -67,11 +81,6 @@ def build_city(spec: SyntheticImporter) -> City:
     return City(spec.seed, spec.places, spec.views, spec.size, spec.panoramas)
 
 
-def render(spec: SyntheticImporter, view: CityView) -> np.ndarray:
-    """One photograph, uint8 (H, W, 3)."""
-    return build_city(spec).render(view)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this importer."""
     parser.add_argument("--places", type=int, default=240, metavar="N", help="places of the city (default 240)")
@@ -79,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="names the city (default 0)")
     parser.add_argument("--size", type=int, default=96, metavar="PX", help="side of a view in pixels (default 96)")
     parser.add_argument("--panoramas", action="store_true", help="panoramas of 3328 x 512 in place of views")
-    parser.add_argument("--dataset", default="", metavar="NAME", help="name of the data set (default: the city's)")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the data set (default: the city's)")
     parser.add_argument("--licence", default=LICENCE, metavar="TEXT", help=f"for the manifest (default: {LICENCE})")
 
 
@@ -89,5 +98,6 @@ def from_arguments(args: argparse.Namespace) -> SyntheticImporter:
         if getattr(args, name) < low:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {low}")
     return SyntheticImporter(
-        args.seed, args.places, args.views, args.size, args.panoramas, args.dataset, args.licence
+        args.seed, args.places, args.views, args.size, args.panoramas, args.dataset or f"synthetic-{args.seed}",
+        args.licence,
     )  # fmt: skip

@@ -87,6 +87,16 @@ def test_principal_direction_is_the_first_singular_vector(points: list[tuple[flo
     assert np.linalg.norm(centred @ direction) == pytest.approx(spread, rel=1e-6, abs=1e-6)
 
 
+@given(st.floats(0, 180), st.floats(1.2, 20), st.integers(0, 1000))
+def test_principal_direction_is_numpys_svd(angle: float, stretch: float, seed: int) -> None:
+    """Where one direction stands out, up to its sign."""
+    points = np.random.default_rng(seed).normal(size=(40, 2)) * (4.0 * stretch, 1.0)
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    positions = points @ np.array([[cos, sin], [-sin, cos]]) + np.array([548_000.0, 4_180_000.0])
+    expected = np.linalg.svd(positions - positions.mean(axis=0))[2][0]
+    assert abs(expected @ principal_direction(positions)) == pytest.approx(1, abs=1e-9)
+
+
 def test_focal_point_of_collinear_and_identical_positions() -> None:
     street = np.array([[0.0, 0.0], [0.0, 4.0], [0.0, 8.0]])  # runs north
     for theta, expected in ((0, (0, 4 + 15)), (90, (-15, 4)), (180, (0, 4 - 15)), (270, (15, 4))):

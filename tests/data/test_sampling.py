@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairvpr_dist.data.panorama import angle_between, bearing, focal_point
-from pairvpr_dist.data.sampling import View, choose_views
+from pairvpr_dist.data.sampling import MAX_REDRAWS, View, choose_views
 from pairvpr_dist.data.shard_format import IMAGE
 
 
@@ -132,3 +134,42 @@ def test_geometry_of_the_crop_is_the_papers() -> None:
         b = bearing(positions[view.image], focal)
         column = ((180 - images["heading"][view.image] + b) % 360) / 360 * 3328
         assert view.first_column == round(column - 256) % 3328
+
+
+# On a coarse grid positions coincide and lie on lines; headings and bearings lie on both sides of north.
+CELLS = st.lists(
+    st.tuples(
+        st.integers(-2, 2), st.integers(-2, 2), st.one_of(st.floats(0, 360), st.sampled_from([0.0, 359.99, 360.0]))
+    ),
+    min_size=2,
+    max_size=12,
+)
+ON_A_LINE = st.lists(st.tuples(st.integers(-9, 9), st.just(0), st.floats(0, 360)), min_size=2, max_size=12)
+AT_ONE_POINT = st.lists(st.tuples(st.just(3), st.just(4), st.floats(0, 360)), min_size=2, max_size=12)
+
+
+@given(st.one_of(CELLS, ON_A_LINE, AT_ONE_POINT), st.integers(2, 4), st.integers(0, 2**64 - 1))
+def test_any_cell_gives_distinct_crops_centred_on_one_point_in_bounded_draws(
+    cell: list[tuple[int, int, float]], views: int, seed: int
+) -> None:
+    views = min(views, len(cell))
+    positions = np.array([(548_000 + 4 * east, 4_180_000 + 4 * north) for east, north, _ in cell], float)
+    images = panoramas([tuple(p) for p in positions], headings=[heading for *_, heading in cell])
+    generator = draws(seed)
+    chosen = choose_views(images, views, generator)
+    assert len({view.image for view in chosen}) == views
+    again = draws(seed)
+    focal = focal_point(positions, again.uniform(0, 360), again.uniform(10, 20))
+    for view, looks_at in zip(chosen, crop_bearings(images, chosen), strict=True):
+        assert view.first_column is not None
+        assert 0 <= view.first_column < 3328
+        assert angle_between(looks_at, bearing(positions[view.image], focal)) < 0.06  # half a pixel and float32
+    state = generator.bit_generator.state
+    drawn = 4 * int(state["state"]["counter"][0])  # 64-bit numbers, four at a time
+    assert drawn <= 2 + 1 + (MAX_REDRAWS + 1) * (views - 1) + 4
+
+
+def test_too_few_images_are_told() -> None:
+    for images in (photographs(1), panoramas([(0, 0)]), np.concatenate([photographs(1), panoramas([(0, 0)])])):
+        with pytest.raises(ValueError, match="neither 2 photographs nor 2 panoramas"):
+            choose_views(images, 2, draws(0))

@@ -2,7 +2,8 @@
 
 Contract: writes an index of the real format into a temporary folder (tars are sparse files of the right size, ids are
 hashes, digests are left out: opening looks at none of these) and measures in fresh processes. Private memory is what
-the process alone holds (USS), over what it held after its imports; the mapped index is shared and not in it.
+backs no file (RSS less shared), over what the process held after its imports; USS counts the pages of the mapped index
+too, as long as no other process of the machine has mapped them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ T = TypeVar("T")
 
 ROWS_AT_ONCE = 2**20
 TAR_BLOCK = 512
+NO_DIGEST = "0" * 64
 BATCH = 512
 MIB = 2**20
 
@@ -127,14 +129,14 @@ def generate(folder: Path, one: GeneratedSet) -> Path:
         size = images * one.members_per_image * one.stride
         with (folder / f"shard-{number:06d}.tar").open("wb") as tar:
             tar.truncate(size)
-        shards.append(FileRecord(f"shard-{number:06d}.tar", size, ""))
+        shards.append(FileRecord(f"shard-{number:06d}.tar", size, NO_DIGEST))
     (folder / "dropped.csv").touch()
-    index = [FileRecord(name, (folder / name).stat().st_size, "") for name in INDEX_DTYPES]
+    index = [FileRecord(name, (folder / name).stat().st_size, NO_DIGEST) for name in INDEX_DTYPES]
     cities = [f"city {number}" for number in range(one.cities)]
     panoramas = one.images if one.members_per_image > 1 else 0
     manifest = Manifest(
-        FORMAT, "generated", "benchmarks/index.py", {"": one.images}, {}, one.places, one.images, panoramas, {},
-        [one.name], cities, shards, index, FileRecord("dropped.csv", 0, ""),
+        FORMAT, "generated", "benchmarks/index.py", {"not stated": one.images}, {}, one.places, one.images, panoramas,
+        {}, [one.name], cities, shards, index, FileRecord("dropped.csv", 0, NO_DIGEST),
     )  # fmt: skip
     write_json(folder / MANIFEST, manifest.to_json())
     return folder
@@ -197,7 +199,7 @@ def report(sets: list[GeneratedSet], folders: list[Path]) -> None:
         f"{sum(one.places for one in sets):,} places, {sum(one.images for one in sets):,} images, {members:,} members "
         f"in {len(files) - 6 * len(folders):,} tars; index on disk {disk / 1e9:.2f} GB"
     )
-    print(f"{'':38}{'seconds':>9}{'private MB after':>18}{'at its peak':>13}")
+    print(f"{'':38}{'seconds':>9}{'private MB after':>18}{'at its peak':>13}{'USS after':>11}")
     empty_cache(files)
     for title, name in [
         ("open, nothing in the page cache", "open"),
@@ -210,7 +212,8 @@ def report(sets: list[GeneratedSet], folders: list[Path]) -> None:
         program = [sys.executable, __file__, "--measure", name, *map(str, folders)]
         answer = subprocess.run(program, capture_output=True, text=True, check=True).stdout
         result = json.loads(answer.splitlines()[-1])
-        print(f"{title:38}{result['seconds']:9.3f}{result['after']:18.1f}{result['peak']:13.1f}", flush=True)
+        figures = f"{result['seconds']:9.3f}{result['after']:18.1f}{result['peak']:13.1f}{result['uss']:11.1f}"
+        print(f"{title:38}{figures}", flush=True)
 
 
 def empty_cache(files: list[Path]) -> None:
@@ -226,23 +229,29 @@ def measured(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     """What `work` gives, its seconds, and MB of private memory that it adds: afterwards, and at the most."""
     process = psutil.Process()
     gc.collect()
-    before = process.memory_full_info().uss
+    uss, before = process.memory_full_info().uss, private(process)
     seen, done = [before], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.01):
-            seen.append(process.memory_full_info().uss)
+        while not done.wait(0.005):
+            seen.append(private(process))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # so that a failure ends the process
     watcher.start()
     started = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    after = process.memory_full_info().uss
-    sizes = {"after": (after - before) / 1e6, "peak": (max(*seen, after) - before) / 1e6}
-    return result, {"seconds": seconds} | sizes
+    after = private(process)
+    memory = {"after": after - before, "peak": max(*seen, after) - before, "uss": process.memory_full_info().uss - uss}
+    return result, {"seconds": seconds} | {name: size / 1e6 for name, size in memory.items()}
+
+
+def private(process: psutil.Process) -> int:
+    """Bytes of memory that back no file."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def open_sets(folders: list[str]) -> Corpus:

@@ -95,7 +95,6 @@ def test_portions_make_no_difference(build_shards: BuildShards, monkeypatch: pyt
     folder = build_shards([photo_place(i, 1 + i % 2, city=("Lund", "Oslo", "")[i % 3]) for i in range(20)])
     whole = Corpus([folder], min_images=2)
     monkeypatch.setattr(corpus_module, "ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(corpus_module, "IDS_AT_ONCE", 2)
     portions = Corpus([folder], min_images=2)
     for field in fields(whole.table):
         assert np.array_equal(getattr(whole.table, field.name), getattr(portions.table, field.name))

@@ -1,33 +1,34 @@
 """The synthetic city: a world of its own for trying everything without gated data.
 
     python shards/synthetic_city.py --out DIR     writes train/ (a folder a place) and test/ (database, queries)
+    python shards/synthetic_city.py --format sfxl --out DIR     writes a tree as SF-XL lies on disk
 
-Contract: the files are a pure function of the arguments, byte for byte, on any number of workers. The cities that one
-call trains and tests on are two worlds: other streets, other facade designs. The geometry of the images is told in
-shards/city/camera.py, how hard the city is in shards/city/settings.py.
+Contract: the files are a pure function of the arguments, byte for byte, on any number of workers. The geometry of the
+images is told in shards/city/camera.py, how hard the city is in shards/city/settings.py, the forms in shards/formats/.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-import utm
-from tqdm import tqdm
 
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import new_folder
-from shards.city.camera import EYE
 from shards.city.places import City, CityPlace, CityView
 from shards.city.settings import Difficulty
+from shards.formats import folder, gldv2, gsv_cities, sfxl, write
+from shards.formats.folder import TEST_WORLD
+from shards.formats.names import file_name
 
-__all__ = ["City", "CityPlace", "CityView", "Difficulty", "write_folder"]
+__all__ = ["TEST_WORLD", "City", "CityPlace", "CityView", "Difficulty", "file_name", "write_folder", "write_format"]
 
-ZONE, LETTER = 32, "U"  # UTM zone in which all cities lie
+FORMATS: dict[str, ModuleType] = {"folder": folder, "sfxl": sfxl, "gsv-cities": gsv_cities, "gldv2": gldv2}
 LEAST = {
     "places": 1,
     "test_places": 0,
@@ -36,76 +37,39 @@ LEAST = {
     "views": 1,
     "database_views": 1,
     "query_views": 1,
+    "cities": 1,
+    "panorama_width": 416,  # beyond one stored column
+    "photograph_width": 16,
     "workers": 0,
 }
-TEST_WORLD = 1_000_000  # added to the seed for the city that is tested on
+OPTIONS = {  # of the forms
+    "places": "places to train on, of each city",
+    "views": "images of a place to train on",
+    "seed": "names the city",
+    "cities": "cities, gsv-cities only",
+    "test_places": "places of another city to test on, folder only",
+    "database_views": "of a test place, folder only",
+    "query_views": "of a test place, folder only",
+    "size": "pixels, side of a view, folder only",
+    "panorama_width": "pixels, sfxl and folder with --panoramas; the height follows",
+    "photograph_width": "pixels, gsv-cities and the longest of gldv2; the height follows",
+}
 
 
-def file_name(view: CityView, identity: str) -> str:
-    """The view's base name in the @-convention of SF-XL; `identity` goes into the field of the panorama id."""
-    lat, lon = utm.to_latlon(view.east, view.north, ZONE, LETTER)
-    fields = [f"{view.east:.2f}", f"{view.north:.2f}", ZONE, LETTER, f"{lat:.6f}", f"{lon:.6f}", identity, ""]
-    fields += [f"{view.heading:.2f}", "", "", EYE, f"{view.time:%Y%m%d_%H%M%S}", view.weather]
-    return "@" + "@".join(map(str, fields)) + "@.jpg"
+def write_folder(out: Path, places: int, test_places: int, seed: int = 0, *, workers: int = 0, **settings: Any) -> int:
+    """Write train/PLACE/*.jpg and, unless `test_places` is 0, test/{database,queries}/*.jpg; see `write_format`."""
+    return write_format(out, "folder", workers, places=places, test_places=test_places, seed=seed, **settings)
 
 
-def write_folder(
-    out: Path,
-    places: int,
-    test_places: int,
-    seed: int = 0,
-    size: int = 96,
-    views: int = 8,
-    database_views: int = 4,
-    query_views: int = 2,
-    panoramas: bool = False,
-    workers: int = 0,
-    difficulty: Difficulty | None = None,
-) -> int:
-    """Write train/PLACE/*.jpg and, unless `test_places` is 0, test/{database,queries}/*.jpg.
+def write_format(out: Path, form: str, workers: int = 0, **settings: Any) -> int:
+    """Write the tree of a form of `FORMATS`; `settings` replace its DEFAULTS.
 
     Returns the number of photographs. `workers` processes render beside this one; 0 renders here. Raises `UserError`
     when `out` already holds something.
     """
-    with new_folder(out) as folder:
-        train = City(seed, places, views, size, panoramas, difficulty)
-        test = City(seed + TEST_WORLD, test_places, database_views + query_views, size, False, difficulty)
-        jobs = [(f"train/{place.key}", place.key, v) for place in train.places for v in place.views]
-        files = _write(folder, train, jobs, workers, "train")
-        jobs = [
-            ("test/database" if i < database_views else "test/queries", place.key, v)
-            for place in test.places for i, v in enumerate(place.views)
-        ]  # fmt: skip
-        return files + _write(folder, test, jobs, workers, "test")
-
-
-def _write(folder: Path, city: City, jobs: list[tuple[str, str, CityView]], workers: int, name: str) -> int:
-    images = _jpegs(city, [view for _, _, view in jobs], workers)
-    for (below, key, view), content in tqdm(zip(jobs, images, strict=True), name, len(jobs), unit="image"):
-        path = folder / below / file_name(view, f"{city.name}_{key}_{view.visit_seed}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return len(jobs)
-
-
-def _jpegs(city: City, views: Sequence[CityView], workers: int) -> Iterator[bytes]:
-    if workers == 0:
-        yield from map(city.render_jpeg, views)
-    else:
-        with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(city,)) as pool:
-            yield from pool.map(_adopted_jpeg, views, chunksize=16)
-
-
-_adopted: City  # the city that a worker process renders
-
-
-def _adopt(city: City) -> None:
-    global _adopted
-    _adopted = city
-
-
-def _adopted_jpeg(view: CityView) -> bytes:
-    return _adopted.render_jpeg(view)
+    module = FORMATS[form]
+    with new_folder(out) as aside:
+        return write(module.plan(**module.DEFAULTS | settings), aside, workers)
 
 
 def benchmark(repeats: int = 200) -> str:
@@ -134,21 +98,37 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  python shards/synthetic_city.py --out city\n"
-        "  python shards/synthetic_city.py --out panoramas --places 24 --test-places 0 --panoramas --workers 2\n"
+        "  python shards/synthetic_city.py --out mine --places 24 --test-places 0 --panoramas --workers 2\n"
+        "  python shards/synthetic_city.py --format sfxl --out sf_xl --places 12 --workers 2\n"
+        "  python shards/synthetic_city.py --format gsv-cities --out gsv_cities --cities 3\n"
+        "  python shards/synthetic_city.py --format gldv2 --out gldv2 --photograph-width 200\n"
         "  python shards/synthetic_city.py --benchmark",
     )
     parser.add_argument("--out", type=Path, help="folder to write; must be new or empty")
-    parser.add_argument("--places", type=int, default=240, help="places to train on (default %(default)s)")
-    parser.add_argument("--test-places", type=int, default=80, help="places of another city (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="names the city (default %(default)s)")
-    parser.add_argument("--size", type=int, default=96, help="pixels, side of a view (default %(default)s)")
-    parser.add_argument("--views", type=int, default=8, help="views of a training place (default %(default)s)")
-    parser.add_argument("--database-views", type=int, default=4, help="of a test place (default %(default)s)")
-    parser.add_argument("--query-views", type=int, default=2, help="of a test place (default %(default)s)")
-    parser.add_argument("--panoramas", action="store_true", help="train on panoramas, 3328 x 512, within 15 m cells")
+    parser.add_argument("--format", choices=FORMATS, default="folder", help="form of the tree (default %(default)s)")
+    for key, text in OPTIONS.items():
+        values = {name: module.DEFAULTS[key] for name, module in FORMATS.items() if key in module.DEFAULTS}
+        default = ", ".join(dict.fromkeys(str(value) for value in values.values()))
+        parser.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"{text} (default {default})")
+    parser.add_argument("--panoramas", action="store_true", default=None, help="train on panoramas within 15 m cells: "
+                        "one folder, and a csv of where they were taken, folder only")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="processes that render (default: this one)")
     parser.add_argument("--benchmark", action="store_true", help="print the time of one image of each kind and end")
     return parser.parse_args()
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for of a form, completed by its defaults."""
+    defaults = FORMATS[args.format].DEFAULTS
+    given = {key: getattr(args, key) for key in (*OPTIONS, "panoramas") if getattr(args, key) is not None}
+    for key, value in {**given, "workers": args.workers}.items():
+        option = f"--{key.replace('_', '-')}"
+        if key in LEAST and value < LEAST[key]:
+            raise UserError(f"{option}={value}: must be at least {LEAST[key]}")
+        if key != "workers" and key not in defaults:
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in defaults)
+            raise UserError(f"{option}: --format {args.format} has no such option; it has {known}")
+    return defaults | given
 
 
 def main() -> None:
@@ -159,15 +139,13 @@ def main() -> None:
         return
     if args.out is None:
         raise UserError("--out is missing; name a new folder to write the city into")
-    for key, least in LEAST.items():
-        if getattr(args, key) < least:
-            raise UserError(f"--{key.replace('_', '-')}={getattr(args, key)}: must be at least {least}")
-    start = time.perf_counter()
-    settings = {k: v for k, v in vars(args).items() if k != "benchmark"}
-    files = write_folder(**settings)
+    start, settings = time.perf_counter(), _settings(args)
+    files = write_format(args.out, args.format, args.workers, **settings)
+    testing = f" to train on, {settings['test_places']} to test on" if "test_places" in settings else ""
+    cities = f" in each of {settings['cities']} cities" if "cities" in settings else ""
     print(
-        f"{args.out}: {args.places} places to train on, {args.test_places} to test on, "
-        f"{files:,} photographs in {time.perf_counter() - start:.0f} s"
+        f"{args.out}: {settings['places']} places{cities}{testing}, {files:,} photographs "
+        f"in {time.perf_counter() - start:.0f} s"
     )
 
 

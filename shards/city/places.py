@@ -69,6 +69,10 @@ class City:
         self._middles = np.array([street.to_utm(street.length / 2, 0) for street in self.streets])
         self.places = [self._place(index, views) for index in range(places)]
 
+    def place(self, key: str) -> CityPlace:
+        """The place of that key."""
+        return self.places[int(key.removeprefix("place-"))]
+
     def street_at(self, east: float, north: float) -> world.Street:
         """The street nearest to a UTM position."""
         return self.streets[int(np.hypot(*(self._middles - (east, north)).T).argmin())]

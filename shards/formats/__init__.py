@@ -1,0 +1,75 @@
+"""Trees of files in the forms in which data sets are published, filled with photographs of the synthetic city.
+
+Contract: a module of this package is one form. It has `DEFAULTS`, the options that it knows and their values, and
+`plan(...) -> Tree`, which takes them as keywords and is a pure function: it renders nothing and touches no file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shards.city.places import City, CityView
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One photograph to take."""
+
+    path: str  # below the tree's folder
+    city: int  # row of Tree.cities
+    view: CityView
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All files of a data set."""
+
+    cities: Sequence[City]
+    shots: list[Shot]
+    tables: dict[str, list[Sequence[object]]] = field(
+        default_factory=dict
+    )  # path of a csv -> lines, the first its head
+
+
+def write(tree: Tree, folder: Path, workers: int) -> int:
+    """Write a tree below `folder` and return the number of photographs.
+
+    `workers` processes render beside this one; 0 renders here. The bytes do not depend on it.
+    """
+    for name, lines in tree.tables.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle, lineterminator="\n").writerows(lines)
+    images = tqdm(_jpegs(tree, workers), "render", len(tree.shots), unit="image", disable=None)
+    for shot, content in zip(tree.shots, images, strict=True):
+        path = folder / shot.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return len(tree.shots)
+
+
+def _jpegs(tree: Tree, workers: int) -> Iterator[bytes]:
+    if workers == 0:
+        yield from (tree.cities[shot.city].render_jpeg(shot.view) for shot in tree.shots)
+    else:
+        with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(tree.cities,)) as pool:
+            yield from pool.map(_adopted_jpeg, tree.shots, chunksize=16)
+
+
+_adopted: Sequence[City]  # the cities that a worker process renders
+
+
+def _adopt(cities: Sequence[City]) -> None:
+    global _adopted
+    _adopted = cities
+
+
+def _adopted_jpeg(shot: Shot) -> bytes:
+    return _adopted[shot.city].render_jpeg(shot.view)

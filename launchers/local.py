@@ -101,7 +101,7 @@ def run_training_stage(config: Any) -> None:
     if is_finished(folder):
         print(f"{config.stage}: has ended before; its model is {folder / 'export'}")
         return
-    with sole_owner(folder / "lock"):
+    with sole_owner(folder / "lock", "wait for it or name another run=..."):
         run_training(config, folder)
     print(f"{config.stage}: ended; its model is {folder / 'export'}")
 

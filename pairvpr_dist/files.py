@@ -53,13 +53,13 @@ def read_json(path: Path, what: str) -> Any:
 
 
 @contextmanager
-def sole_owner(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` inside the block; `UserError` when another process of this machine holds it."""
+def sole_owner(path: Path, remedy: str) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; `UserError` with `remedy` when another process holds it."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{path.parent}: another process works here; wait for it or name another run=...") from None
+            raise UserError(f"{path.parent}: another process works here; {remedy}") from None
         yield
 
 

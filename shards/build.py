@@ -3,44 +3,79 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from pairvpr_dist.data.shard_format import MAX_IMAGES, Manifest
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from shards.images import ImageOptions
-from shards.importers import folder, synthetic
+from shards.importers import folder, gldv2, gsv_cities, sfxl, synthetic
+from shards.join import join
+from shards.layout import Layout
 from shards.parallel import cores
-from shards.writer import DROPPED_LIST, NOT_STATED, Layout, size_in_words, write_shards
+from shards.records import DROPPED_LIST, size_in_words
+from shards.repair import repair
+from shards.workspace import Workspace
+from shards.writer import Recipe, write_shards
 
-KINDS = {"folder": folder, "synthetic": synthetic}
+KINDS = {"folder": folder, "gsv-cities": gsv_cities, "sfxl": sfxl, "gldv2": gldv2, "synthetic": synthetic}
 EXAMPLES = """examples:
   python shards/build.py folder --source photographs --out data/mine
-  python shards/build.py folder --source sf_xl/train --group utm --cell 15 --out data/sfxl --workers 16
+  python shards/build.py sfxl --source sf_xl --out data/sfxl --workers 16
+  python shards/build.py gsv-cities --source gsv_cities --out data/gsv --cities London,Rome
   python shards/build.py synthetic --places 240 --views 8 --seed 0 --size 96 --out data/city
 
+a build that was cut off goes on by the same command; finished shards wait in DIR.building
+
+on two machines that see the same disks, one --part each, then on one of them join:
+  python shards/build.py sfxl --source sf_xl --out data/sfxl --part 1/2
+  python shards/build.py sfxl --source sf_xl --out data/sfxl --part 2/2
+  python shards/build.py join --out data/sfxl
+without a common disk, copy the DIR.building folders of all machines into one, then join
+
 every importer has options of its own: python shards/build.py folder --help"""
+JOIN = "put the parts of a build on several machines together"
+NAMED = 5  # licences that the table names
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Build as the command line says and print one line of counts."""
+    """Build, join or repair as the command line says, and print a table of what came of it."""
     args = _parser().parse_args(argv)
-    layout = Layout(args.shard_mb * 2**20, args.images_per_sample, args.min_images)
+    if args.kind == "join":
+        print(summary(join(Workspace(args.out))))
+        return
     _check(args)
-    importer = KINDS[args.kind].from_arguments(args)
-    options = ImageOptions(args.quality, args.short_side)
-    manifest = write_shards(importer, args.out, layout, options, args.workers)
-    print(summary(manifest))
+    module = KINDS[args.kind]
+    min_images = args.min_images or module.DEFAULT_MIN_IMAGES
+    layout = Layout(args.shard_mb * 2**20, args.images_per_sample, min_images)
+    recipe = Recipe(module.from_arguments(args), layout, ImageOptions(args.quality, args.short_side))
+    if args.repair:
+        repaired = repair(recipe, args.out, args.workers)
+        print(f"{args.out}: repaired {', '.join(repaired)}" if repaired else f"{args.out}: nothing to repair")
+        return
+    part, parts = args.part
+    manifest = write_shards(recipe, args.out, args.workers, part, parts)
+    if manifest is not None:
+        print(summary(manifest))
+    else:
+        print(f"part {part}/{parts} is built; when all are: python shards/build.py join --out {args.out}")
 
 
 def summary(manifest: Manifest) -> str:
-    """What was built, in one line."""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.dropped.items())
-    dropped = f"{reasons} ({DROPPED_LIST})" if reasons else "nothing"
-    licence = NOT_STATED if list(manifest.licences) == [NOT_STATED] else "see manifest"
-    return (
-        f"places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
-        f"dropped: {dropped}  {size_in_words(manifest)}  licence: {licence}"
-    )
+    """What was built, as a table."""
+    dropped = [f"{count:,} {reason}" for reason, count in manifest.dropped.items()]
+    licences = [f"{name} ({count:,})" for name, count in manifest.licences.items()]
+    more = [f"and {len(licences) - NAMED} more"] if len(licences) > NAMED else []
+    rows = {
+        "places": f"{manifest.places:,}",
+        "images": f"{manifest.images:,}",
+        "panoramas": f"{manifest.panoramas:,}",
+        "dropped": f"{', '.join(dropped)} ({DROPPED_LIST})" if dropped else "nothing",
+        "size": f"{size_in_words(manifest)} in {len(manifest.shards):,} tars",
+        "licence": ", ".join(licences[:NAMED] + more),
+        "digest": manifest.digest[:12],
+    }
+    return "\n".join(f"{name:<11}{value}" for name, value in rows.items())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,22 +88,37 @@ def _parser() -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, help=text.splitlines()[0], description=text, epilog=EXAMPLES,
                                 formatter_class=shape)  # fmt: skip
         module.add_arguments(kind)
-        _add_common_arguments(kind)
+        _add_common_arguments(kind, module.DEFAULT_MIN_IMAGES)
+    joining = kinds.add_parser("join", help=JOIN, description=JOIN, epilog=EXAMPLES, formatter_class=shape)
+    joining.add_argument("--out", required=True, type=Path, metavar="DIR", help="the --out of the parts")
     return parser
 
 
-def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_common_arguments(parser: argparse.ArgumentParser, min_images: int) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder for the shard set")
-    parser.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="bound of one tar in MiB (default 256)")
+    parser.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="a tar takes sources of this many MiB "
+                        "(default 256)")  # fmt: skip
     parser.add_argument("--short-side", type=int, metavar="PX", help="scale ordinary images down to this short side "
                         "(default: keep their size)")  # fmt: skip
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality of what has to be encoded (default 95)")
-    parser.add_argument("--min-images", type=int, default=2, metavar="N", help="usable images without which a place is "
-                        "dropped (default 2)")  # fmt: skip
+    parser.add_argument("--min-images", type=int, metavar="N", help="usable images without which a place is dropped "
+                        f"(default {min_images})")  # fmt: skip
     parser.add_argument("--images-per-sample", type=int, default=100, metavar="N", help="larger places are split into "
                         "parts of this many images (default 100)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes that check images "
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes, a shard each "
                         "(default: all cores); the result does not depend on it")  # fmt: skip
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="build the I-th of N shares, for N "
+                        "machines; then join")  # fmt: skip
+    parser.add_argument("--repair", action="store_true", help="make damaged files of the finished set --out again; "
+                        "give the options that it was built with")  # fmt: skip
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"'{text}' must be I/N with I from 1 to N, such as 1/4")
+    return part, parts
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -78,6 +128,7 @@ def _check(args: argparse.Namespace) -> None:
         "quality": (1, 100),
         "min_images": (1, None),
         "images_per_sample": (1, MAX_IMAGES),
+        "workers": (1, None),
     }
     for name, (low, high) in bounds.items():
         value = getattr(args, name)

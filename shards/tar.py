@@ -6,15 +6,18 @@ Contract: the same samples give the same bytes. Stock webdataset reads the tar, 
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 from pairvpr_dist.data.shard_format import MEMBER_PATTERN
 
 PLACE_FIELD = "place.json"
-BLOCK = 512  # bytes; every member is a header of one block and its content in whole blocks
+PART_KEY = re.compile(r".*-part\d+")  # of a part of a place; no place may be called so
 
 
 @dataclass(frozen=True)
@@ -28,30 +31,34 @@ class TarMember:
 
 
 class SampleWriter:
-    """One tar being written. Times and owners are fixed, so that the bytes depend on the samples alone."""
+    """One tar being written. Times and owners are fixed, so that the bytes depend on the samples alone.
 
-    def __init__(self, path: Path) -> None:
+    A context manager: the tar is completed when the block ends without an exception. The stream stays open.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
         from webdataset import TarWriter  # brings PyTorch along, which the processes that only read do without
 
-        self.path, self.size = path, 0
-        self._stream = path.open("wb")  # a stream, not a name: webdataset would run a name that begins with pipe:
-        self._tar = TarWriter(self._stream, encoder=False, mtime=0, mode=0o644, format="GNU_FORMAT")  # long names
+        self._stream: BinaryIO | None = stream
+        # An object, not a name: webdataset would run a name that begins with pipe:
+        self._tar = TarWriter(self._sink(), encoder=False, mtime=0, mode=0o644, format="GNU_FORMAT")  # long names
+
+    def __enter__(self) -> SampleWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._tar.close()
+        self._stream = None
 
     def write(self, key: str, place_json: bytes, files: dict[str, bytes]) -> None:
         """Append one sample. In two calls, as webdataset sorts the files of one and place.json comes first."""
         self._tar.write({"__key__": key, PLACE_FIELD: place_json})
         self._tar.write({"__key__": key, **files})
-        self.size += sample_size({PLACE_FIELD: place_json, **files})
 
-    def close(self) -> None:
-        """Complete the tar."""
-        self._tar.close()
-        self._stream.close()
-
-
-def sample_size(files: dict[str, bytes]) -> int:
-    """Bytes that a sample takes in a tar, but for long names."""
-    return sum(BLOCK + -(-len(content) // BLOCK) * BLOCK for content in files.values())
+    def _sink(self) -> Any:
+        """What tarfile writes to; when it is cleared away after a full disk, it writes once more, into nothing."""
+        return SimpleNamespace(write=lambda data: self._stream.write(data) if self._stream else len(data))
 
 
 def sample_key(place_key: str, part: int) -> str:

@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import tarfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
 from tqdm import tqdm
 
 from pairvpr_dist.data.index import ShardSet, map_index, read_manifest, size_fault
+from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.data.shard_format import COLUMN, INDEX_DTYPES, FileRecord, Manifest, stable_id
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from shards.parallel import cores, in_order
-from shards.tar import PLACE_FIELD, TarMember, image_fields, sample_key, scan
-from shards.writer import POSITION, file_record, size_in_words
+from shards.part import POSITION, read_place
+from shards.records import file_record, size_in_words
+from shards.tar import TarMember, image_fields, sample_key, scan
 
 EXAMPLES = """examples:
   python shards/verify.py data/mine
   python shards/verify.py data/sfxl --sample 10000 --workers 16
 
-To replace a damaged tar, build again from the same source with the same options into another folder and copy it from
-there: builds are byte for byte the same."""
+Damaged files are made again by the command that built the set with --repair added."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +45,10 @@ def main(argv: list[str] | None = None) -> None:
         print(fault)
     if faults:
         damaged = sorted({fault.partition(":")[0] for fault in faults})
-        raise UserError(f"{args.folder}: faults: {len(faults)}; rebuild {', '.join(damaged)}")
+        raise UserError(
+            f"{args.folder}: faults: {len(faults)}; rebuild {', '.join(damaged)}: "
+            f"python shards/build.py {manifest.kind} ... --out {args.folder} --repair"
+        )
     decoded = "all images" if args.sample is None else f"{args.sample:,} stored files"
     print(
         f"sound: places {manifest.places:,}  images {manifest.images:,}  panoramas {manifest.panoramas:,}  "
@@ -94,10 +96,29 @@ def index_faults(index: ShardSet) -> Iterator[str]:
         yield "places.npy: names a data set that the manifest does not list"
     elif not np.isin(places["city"], range(-1, len(manifest.cities))).all():
         yield "places.npy: names a city that the manifest does not list"
+    elif len(index.keys) != len(places):
+        yield "keys.npy: counts places differently"
+    elif not np.array_equal(places["shard"], members["shard"][images["first_member"][places["first_image"]]]):
+        yield "places.npy: says of a place that it begins in another tar than its images do"
     else:
-        for place, record in enumerate(places):
-            if stable_id(manifest.datasets[record["dataset"]], index.place_key(place)) != record["stable_id"]:
-                yield f"places.npy: place {index.place_key(place)}: stable id differs from data set and key"
+        yield from _wrong_counts(index)
+        yield from _wrong_names(index)
+
+
+def _wrong_counts(index: ShardSet) -> Iterator[str]:
+    """Whether photographs and panoramas of each place are those among its images."""
+    bounds = np.append(index.places["first_image"], len(index.images))
+    for field, usable in (("photographs", is_photograph(index.images)), ("panoramas", is_aimable(index.images))):
+        before = np.concatenate([[0], np.cumsum(usable)])
+        for place in np.flatnonzero(np.diff(before[bounds]) != index.places[field])[:1]:
+            yield f"places.npy: place {index.place_key(place)}: counts {field} that its images are not"
+
+
+def _wrong_names(index: ShardSet) -> Iterator[str]:
+    datasets = index.manifest.datasets
+    for place, (key, record) in enumerate(zip(index.keys, index.places, strict=True)):
+        if stable_id(datasets[record["dataset"]], key.decode("ascii", "replace")) != record["stable_id"]:
+            yield f"keys.npy: row {place}: stable id in places.npy differs from data set and key"
 
 
 def check_tar(folder: Path, chosen: np.ndarray | None, index_is_sound: bool, shard: int) -> list[str]:
@@ -139,21 +160,21 @@ def sample_faults(index: ShardSet, row: int, head: TarMember, files: list[TarMem
     place = index.place_of_member(row)
     image = int(np.searchsorted(index.images["first_member"], row, side="right")) - 1
     try:
-        info: Any = json.loads(head.content) if head.field == PLACE_FIELD else None
+        info = read_place(head)
         keys = (info["key"], sample_key(info["key"], info["part"]))
         columns = [int(entry["columns"]) for entry in info["images"]]
         told = [tuple(_number(entry[name]) for name in ("width", "height", *POSITION)) for entry in info["images"]]
     except (ValueError, KeyError, TypeError):
-        yield f"sample {head.key}: {PLACE_FIELD} is missing or damaged"
+        yield f"sample {head.key}: place.json is missing or damaged"
         return
     if keys != (index.place_key(place), head.key):
         yield f"sample {head.key}: the index has place {index.place_key(place)} here"
     expected = [name for i, count in enumerate(columns) for name in image_fields(i, max(count, 1), count > 0)]
     if expected != [member.field for member in files]:
-        yield f"sample {head.key}: its files are not those that {PLACE_FIELD} lists"
+        yield f"sample {head.key}: its files are not those that place.json lists"
     records = index.images[["width", "height", *POSITION]][image : image + len(told)]
     if not np.array_equal(np.array(told, records.dtype).tolist(), records.tolist(), equal_nan=True):
-        yield f"sample {head.key}: sizes or positions in {PLACE_FIELD} differ from the index"
+        yield f"sample {head.key}: sizes or positions in place.json differ from the index"
 
 
 def member_fault(index: ShardSet, row: int, member: TarMember, decode: bool) -> str | None:

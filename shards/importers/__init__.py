@@ -1,43 +1,19 @@
-"""What an importer hands over: a lazy stream of places, and of what it left out and why.
+"""What an importer hands over: a stream of images with their places, and of what it left out and why.
 
-Contract: an importer names images, it does not check them: decoding, conversion and the minimum of usable images per
-place are the writer's. The stream is a function of the source alone: same source, same places in the same order.
-A module of this package is one kind of source; it has `add_arguments(parser)` and `from_arguments(args) -> Importer`.
+Contract: an importer names images one by one, in any order, and gives the bytes of each when asked; memory does not
+grow with the source. Grouping, order, decoding, conversion and the minimum of images per place are the builder's. What
+it finds is a function of the source alone. A module of this package is one kind of source; it has `DEFAULT_MIN_IMAGES`,
+`add_arguments(parser)` and `from_arguments(args) -> Importer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class PlaceImage:
-    """One photograph or panorama of a place, not yet read."""
-
-    source: Path | Callable[[], np.ndarray]  # a file, or a picklable function that renders uint8 (H, W, 3) RGB
-    name: str  # how place.json and dropped.csv call it: its path below the source
-    east: float = nan  # UTM metres, NaN unknown
-    north: float = nan
-    heading: float = nan  # degrees clockwise from north of the image centre, NaN unknown
-    time: float = nan  # seconds since 1970, NaN unknown
-    panorama: bool | None = None  # a full turn around the camera; None: decided by its shape
-
-
-@dataclass(frozen=True)
-class Place:
-    """Images of one place. `key` fits shard_format.KEY_PATTERN and is unique in its data set."""
-
-    key: str
-    dataset: str
-    city: str  # empty: unknown
-    images: list[PlaceImage]
-    licence: str
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,54 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from shards.images import ImageOptions
-from shards.importers import Place, PlaceImage
-from shards.writer import Layout, write_shards
+from shards.importers import Found
+from shards.layout import Layout
+from shards.writer import Recipe, write_shards
 
 BuildShards = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class SmallPlace:
+    """Images of a place, and the arguments of `picture` by which each is drawn."""
+
+    dataset: str
+    images: list[Found]
+    pictures: list[tuple[int, int, int]]
+
+    @property
+    def key(self) -> str:
+        return self.images[0].place
 
 
 @dataclass
 class ListImporter:
     """An importer of places that are at hand."""
 
-    content: Sequence[Place]
+    content: Sequence[SmallPlace]
     kind: str = "test"
     source: str = "places of a test"
-    licence: str = ""
-    places: int = field(init=False)
+    options: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.places = len(self.content)
+    @property
+    def dataset(self) -> str:
+        return self.content[0].dataset
 
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self.content)
+    def scan(self) -> Iterator[Found]:
+        for place in self.content:
+            yield from place.images
+
+    def load(self, name: str) -> np.ndarray:
+        for place in self.content:
+            for image, drawn in zip(place.images, place.pictures, strict=True):
+                if image.name == name:
+                    return picture(*drawn)
+        raise FileNotFoundError(name)
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -37,17 +58,21 @@ def picture(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
     return coarse.repeat(16, axis=0).repeat(16, axis=1)
 
 
-def photo_place(number: int, images: int, dataset: str = "photos", city: str = "") -> Place:
-    pictures = [PlaceImage(partial(picture, 1000 * number + i), f"{number}/{i}") for i in range(images)]
-    return Place(f"place{number:03d}", dataset, city, pictures, "")
+def photo_place(number: int, images: int, dataset: str = "photos", city: str = "") -> SmallPlace:
+    key = f"place{number:03d}"
+    found = [Found(key, f"{key}/{i:03d}", 3000, city) for i in range(images)]
+    return SmallPlace(dataset, found, [(1000 * number + i, 64, 48) for i in range(images)])
 
 
-def panorama_place(number: int, images: int) -> Place:
+def panorama_place(number: int, images: int) -> SmallPlace:
     """Panoramas of 832 x 128 pixels, four stored columns, along a street."""
-    pictures = [
-        PlaceImage(
-            partial(picture, 10**6 + 1000 * number + i, 832, 128),
-            f"{number}/{i}",
+    key = f"street{number:03d}"
+    found = [
+        Found(
+            key,
+            f"{key}/{i:03d}",
+            30_000,
+            "street",
             east=100.0 * number + 3 * i,
             north=2.0 * i * i,
             heading=(40.0 * i) % 360,
@@ -55,10 +80,10 @@ def panorama_place(number: int, images: int) -> Place:
         )
         for i in range(images)
     ]
-    return Place(f"pano{number:03d}", "panoramas", "street", pictures, "")
+    return SmallPlace("panoramas", found, [(10**6 + 1000 * number + i, 832, 128) for i in range(images)])
 
 
-def write_places(folder: Path, places: Sequence[Place], shard_bytes: int = 60_000) -> str:
+def write_places(folder: Path, places: Sequence[SmallPlace], shard_bytes: int = 60_000) -> str:
     """Write places into a new shard folder of several small tars and return it."""
-    write_shards(ListImporter(places), folder, Layout(shard_bytes=shard_bytes, min_images=1), ImageOptions())
+    write_shards(Recipe(ListImporter(places), Layout(shard_bytes, min_images=1), ImageOptions()), folder)
     return str(folder)

@@ -1,5 +1,5 @@
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +13,42 @@ from pairvpr_dist.errors import UserError
 
 def test_rows_of_several_sets(build_shards: BuildShards) -> None:
     first = build_shards([photo_place(i, images=1 + i % 3, dataset="a", city="Lund") for i in range(12)])
-    second = build_shards([photo_place(i, images=2, dataset=("b", "a")[i % 2], city="Oslo") for i in range(20, 26)])
-    corpus = Corpus([first, second], min_images=2)
+    second = build_shards([photo_place(i, images=2, dataset="a", city="Oslo") for i in range(20, 23)])
+    third = build_shards([photo_place(i, images=2, dataset="b", city="Oslo") for i in range(23, 26)])
+    corpus = Corpus([first, second, third], min_images=2)
     assert corpus.left_out == 4
-    assert corpus.datasets == ["a@shards.1", "b", "a@shards.2"]
+    assert corpus.datasets == ["a@shards.1", "a@shards.2", "b"]
     assert len(corpus.table) == len(corpus.dataset) == 8 + 6
     for row, label in enumerate(corpus.table.ids):
         shard_set, place = corpus.locate(row)
-        assert shard_set is corpus.sets[row >= 8]
+        assert shard_set is corpus.sets[int(row >= 8) + int(row >= 11)]
         assert shard_set.places["stable_id"][place].view(np.int64) == label
         assert shard_set.places["images"][place] >= 2
         dataset = shard_set.manifest.datasets[shard_set.places["dataset"][place]]
         assert corpus.name(int(label)) == f"{dataset}/{shard_set.place_key(place)}"
         assert corpus.datasets[corpus.dataset[row]] == {"a": f"a@shards.{1 + (row >= 8)}", "b": "b"}[dataset]
-        assert corpus.table.shard_set[row] == (row >= 8)
+        assert corpus.table.shard_set[row] == int(row >= 8) + int(row >= 11)
     shards = [len(one.manifest.shards) for one in corpus.sets]
     assert corpus.table.shard[:8].max() < shards[0] <= corpus.table.shard[8:].min()
     assert corpus.table.shard.max() < sum(shards)
 
 
 def test_a_city_belongs_to_its_data_set_and_may_spread_over_shard_sets(build_shards: BuildShards) -> None:
-    places = [("a", "Lund"), ("a", ""), ("b", "Lund"), ("b", "")]
-    first = build_shards([photo_place(i, 2, dataset, city) for i, (dataset, city) in enumerate(places)])
-    second = build_shards([photo_place(9, 2, "b", "Lund"), photo_place(10, 2, "a", "")])
-    city = Corpus([first, second], min_images=2).table.city
+    sets = [[("a", "Lund"), ("a", "")], [("b", "Lund"), ("b", "")], [("b", "Lund")], [("a", "")]]
+    folders = [
+        build_shards([photo_place(10 * number + i, 2, *place) for i, place in enumerate(places)])
+        for number, places in enumerate(sets)
+    ]
+    city = Corpus(folders, min_images=2).table.city
     assert len(set(city[:4])) == 4
     assert city[4] == city[2]
     assert city[5] == city[1]
 
 
 def test_places_count_their_photographs_or_their_panoramas(build_shards: BuildShards) -> None:
-    mixed = photo_place(0, images=1)
-    mixed.images.extend(panorama_place(0, images=2).images)
+    mixed, wide = photo_place(0, images=1), panorama_place(0, images=2)
+    mixed.images.extend(replace(image, place=mixed.images[0].place) for image in wide.images)
+    mixed.pictures.extend(wide.pictures)
     folder = build_shards([mixed, panorama_place(1, images=3), photo_place(2, images=3)])
     assert [len(Corpus([folder], views).table) for views in (2, 3)] == [3, 2]
 

@@ -42,7 +42,7 @@ def test_members_come_back_as_they_were_written(built: Path) -> None:
             pixels = simplejpeg.decode_jpeg(shards.read_member(row)).astype(int)
             assert np.abs(pixels - picture(1000 * place + image)).mean() < 8  # another picture differs by some 80
             assert shards.place_of_member(row) == place
-    assert [shards.place_key(place) for place in (0, 8)] == ["place000", "pano000"]
+    assert [shards.place_key(place) for place in (0, 8)] == ["place000", "street000"]
     assert [shards.place_of_member(row) for row in range(24, 32)] == [8] * 8
 
 

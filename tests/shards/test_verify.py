@@ -12,7 +12,7 @@ from photographs import save, tree
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.errors import UserError
 from shards import build, verify
-from shards.writer import file_record
+from shards.records import file_record
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def flip(path: Path, offset: int) -> None:
 def test_a_sound_set_has_no_faults(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify.main([str(built), "--workers", "2"])
     line = capsys.readouterr().out
-    assert line.startswith("sound: places 4  images 145  panoramas 25  tars 3  ")
+    assert line.startswith("sound: places 4  images 145  panoramas 25  tars 4  ")
     assert line.count("\n") == 1
 
 
@@ -117,7 +117,10 @@ def test_a_strange_member_does_not_pass(folder: Path) -> None:
         ("images.npy", "east", 3, 5.0, "sample place00: sizes or positions in place.json differ from the index"),
         ("images.npy", "members", 3, 2, "images.npy: images do not follow each other"),
         ("places.npy", "images", 0, 39, "places.npy: places do not follow each other"),
-        ("places.npy", "key", 0, b"other", "places.npy: place other: stable id differs"),
+        ("places.npy", "stable_id", 1, 5, "keys.npy: row 1: stable id in places.npy differs from data set and key"),
+        ("places.npy", "photographs", 1, 39, "places.npy: place place01: counts photographs that its images are not"),
+        ("places.npy", "panoramas", 3, 1, "places.npy: place wide: counts panoramas that its images are not"),
+        ("places.npy", "shard", 1, 0, "places.npy: says of a place that it begins in another tar than its images do"),
         ("places.npy", "city", 0, 7, "places.npy: names a city that the manifest does not list"),
     ],
 )  # fmt: skip
@@ -152,8 +155,8 @@ def test_images_that_do_not_decode_are_found_unless_passed_over(folder: Path) ->
 def test_another_version_and_broken_json_are_refused(folder: Path) -> None:
     path = folder / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace("pairvpr-shards/1", "pairvpr-shards/9"))
-    with pytest.raises(UserError, match="'pairvpr-shards/9', this version reads 'pairvpr-shards/1'"):
+    path.write_text(text.replace("pairvpr-shards/2", "pairvpr-shards/9"))
+    with pytest.raises(UserError, match="'pairvpr-shards/9', this version reads 'pairvpr-shards/2'"):
         verify.main([str(folder)])
     path.write_text(text[:100])
     with pytest.raises(UserError, match="not readable as the manifest"):

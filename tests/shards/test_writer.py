@@ -1,50 +1,40 @@
-import io
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from functools import partial
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from photographs import decode, save, scene, tree
-from PIL import Image
+from listed import Listed, broken, pixels, place
+from photographs import decode, save, tree
 
 from pairvpr_dist.data.index import ShardSet
-from pairvpr_dist.data.shard_format import KEY_PATTERN, MEMBER_PATTERN
+from pairvpr_dist.data.shard_format import Manifest
 from pairvpr_dist.errors import UserError
-from shards.images import ImageOptions, StoredImage, cut_columns, store
-from shards.importers import Dropped, Place, PlaceImage
-from shards.tar import image_fields, sample_key, scan
-from shards.writer import Layout, write_shards
+from pairvpr_dist.files import sole_owner
+from shards import build
+from shards.images import ImageOptions
+from shards.importers import Dropped, Found
+from shards.join import join
+from shards.layout import Layout
+from shards.tar import scan
+from shards.workspace import Workspace
+from shards.writer import Recipe, write_shards
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-class Listed:
-    """An importer of given places."""
-
-    kind, source, licence = "test", "places of a test", "CC0"
-
-    def __init__(self, *stream: Place | Dropped) -> None:
-        self.stream = stream
-        self.places = len(stream)
-
-    def __iter__(self) -> Iterator[Place | Dropped]:
-        return iter(self.stream)
-
-
-def pixels(seed: int, width: int = 48, height: int = 32) -> np.ndarray:
-    return np.asarray(scene(seed, width, height))
-
-
-def rendered(key: str, images: int, width: int = 48, **known: Any) -> Place:
-    return Place(
-        key, "set", "Lund", [PlaceImage(partial(pixels, i, width), f"{key}/{i}", **known) for i in range(images)], ""
-    )
+def write(out: Path, *stream: Found | Dropped, layout: Layout | None = None, workers: int = 1) -> Manifest:
+    manifest = write_shards(Recipe(Listed(stream), layout or Layout(), ImageOptions()), out, workers)
+    assert manifest is not None
+    return manifest
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -52,228 +42,259 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_webdataset_reads_a_place_as_one_sample_with_place_json_first(tmp_path: Path) -> None:
-    panorama = rendered("wide", 2, width=600, east=1.5, north=2.5)
-    write_shards(Listed(rendered("small", 3), panorama), tmp_path / "set", Layout(), ImageOptions())
+    write(tmp_path / "set", *place("small", 3), *place("wide", 2, width=600, east=1.5, north=2.5, licence="CC0"))
     samples = list(webdataset.WebDataset(str(tmp_path / "set" / "shard-000000.tar"), shardshuffle=False))
     fields = [[field for field in sample if not field.startswith("__")] for sample in samples]
     assert [sample["__key__"] for sample in samples] == ["small", "wide"]
     assert fields[0] == ["place.json", "000.jpg", "001.jpg", "002.jpg"]
     assert fields[1] == ["place.json", *(f"00{i}.t0{c}.jpg" for i in range(2) for c in range(3))]
     info = json.loads(samples[1]["place.json"])
-    assert (info["key"], info["dataset"], info["city"], info["licence"]) == ("wide", "set", "Lund", "not stated")
+    assert (info["key"], info["dataset"], info["city"]) == ("wide", "set", "Lund")
     assert info["images"][0] == {
-        "name": "wide/0", "width": 600, "height": 32, "columns": 3, "east": 1.5, "north": 2.5, "heading": None,
-        "time": None,
+        "name": "wide/600-000", "width": 600, "height": 32, "columns": 3, "licence": "CC0", "east": 1.5, "north": 2.5,
+        "heading": None, "time": None,
     }  # fmt: skip
     assert decode(samples[0]["002.jpg"]).shape == (32, 48, 3)
 
 
+def test_places_lie_in_order_of_key_and_images_in_order_of_name(tmp_path: Path) -> None:
+    stream = [*place("b", 2), *place("a", 3), *place("c", 2)]
+    write(tmp_path / "one", *stream)
+    write(tmp_path / "two", *random.Random(1).sample(stream, len(stream)))
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert ShardSet.open(tmp_path / "one").keys.tolist() == [b"a", b"b", b"c"]
+
+
 def test_a_large_place_is_split_into_parts_that_the_index_knows_as_one(tmp_path: Path) -> None:
     layout = Layout(shard_bytes=6_000, images_per_sample=3)
-    write_shards(Listed(rendered("a", 2), rendered("big", 8)), tmp_path / "set", layout, ImageOptions())
+    write(tmp_path / "set", *place("a", 2), *place("big", 8), layout=layout)
     shards = ShardSet.open(tmp_path / "set")
     paths = [shards.shard_path(i) for i in range(len(shards.manifest.shards))]
-    assert len(paths) > 1
+    assert len(paths) == 2
     assert [m.key for path in paths for m in scan(path) if m.field == "place.json"] == [
         "a", "big", "big-part01", "big-part02",
     ]  # fmt: skip
     assert shards.places["images"].tolist() == [2, 8]
+    assert shards.places["photographs"].tolist() == [2, 8]
+    assert shards.places["shard"].tolist() == [0, 1]
     for image in range(8):
         assert np.abs(decode(shards.read_member(2 + image)) - pixels(image)).mean() < 4
 
 
-def test_tars_stay_below_their_bound_and_use_it(tmp_path: Path) -> None:
-    places = [rendered(f"place{i}", 2) for i in range(12)]
-    write_shards(Listed(*places), tmp_path / "set", Layout(shard_bytes=40_000), ImageOptions())
-    sizes = [record.size for record in ShardSet.open(tmp_path / "set").manifest.shards]
-    assert len(sizes) > 1
-    assert max(sizes) <= 40_000 + tarfile.RECORDSIZE  # the end of the tar is padded
-    assert min(sizes[:-1]) > 20_000
-
-
 def test_index_tells_what_the_importer_knows(tmp_path: Path) -> None:
-    known = rendered("known", 2, east=500_000.25, north=6_000_000.5, heading=12.5, time=1e9)
-    unknown = Place("unknown", "other", "", rendered("", 2).images, "")
-    write_shards(Listed(known, unknown), tmp_path / "set", Layout(), ImageOptions())
+    known = place("known", 2, east=500_000.25, north=6_000_000.5, heading=12.5, time=1e9)
+    write(tmp_path / "set", *known, *place("unknown", 2, city=""), *place("wide", 2, 600, "Oslo", east=1.0))
     shards = ShardSet.open(tmp_path / "set")
     assert shards.images[["east", "north", "heading", "time"]][0].tolist() == (500_000.25, 6_000_000.5, 12.5, 1e9)
     assert np.isnan(list(shards.images[["east", "north", "heading", "time"]][2])).all()
-    assert shards.places["city"].tolist() == [0, -1]
-    assert [shards.manifest.datasets[d] for d in shards.places["dataset"]] == ["set", "other"]
-
-
-def test_same_input_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
-    source = tree(tmp_path / "photos")
-    save(source / "place00" / "b.png", 7)
-    (source / "place01" / "broken.jpg").write_text("not an image")
-    places = [
-        Place(folder.name, "set", "", [PlaceImage(p, f"{folder.name}/{p.name}") for p in sorted(folder.iterdir())], "")
-        for folder in sorted(source.iterdir())
-    ]
-    written = []
-    for workers in (1, 2):
-        out = tmp_path / f"set{workers}"
-        write_shards(Listed(*places), out, Layout(), ImageOptions(), workers)
-        written.append(files(out))
-    assert written[0] == written[1]
-    assert b"place01/broken.jpg,unreadable" in written[0]["dropped.csv"]
+    assert shards.places["city"].tolist() == [0, -1, 1]
+    assert shards.places[["photographs", "panoramas"]].tolist() == [(2, 0), (2, 0), (0, 0)]  # no heading, no aim
 
 
 def test_dropped_images_and_places_are_counted_and_listed(tmp_path: Path) -> None:
-    text = tmp_path / "text.jpg"
-    text.write_text("hello")
-    stream: list[Place | Dropped] = [
+    manifest = write(
+        tmp_path / "set",
         Dropped("elsewhere.jpg", "not in a place's folder"),
-        rendered("good", 2),
-        Place("bad", "set", "", [*rendered("bad", 1).images, PlaceImage(text, "bad/text.jpg")], ""),
-        rendered("lonely", 1),
-    ]
-    manifest = write_shards(Listed(*stream), tmp_path / "set", Layout(), ImageOptions())
-    assert (manifest.places, manifest.images) == (1, 2)
+        *place("good", 2, licence="CC BY"),
+        *place("bad", 1),
+        broken("bad"),
+        *place("lonely", 1),
+        Found("good", "good/48-007", 1000, "Lund", licence="CC0"),
+    )
+    assert (manifest.places, manifest.images) == (1, 3)
+    assert manifest.licences == {"CC BY": 2, "CC0": 1}
     assert manifest.dropped == {"fewer than 2 images": 2, "not in a place's folder": 1, "unreadable": 1}
     assert (tmp_path / "set" / "dropped.csv").read_text().splitlines() == [
         "what,reason",
         "elsewhere.jpg,not in a place's folder",
-        "bad/text.jpg,unreadable",
-        "bad,fewer than 2 images",
         "lonely,fewer than 2 images",
+        "bad/broken,unreadable",
+        "bad,fewer than 2 images",
     ]
 
 
-def test_nothing_stays_of_a_set_that_could_not_be_written(tmp_path: Path) -> None:
+def test_a_shard_without_usable_images_is_left_out(tmp_path: Path) -> None:
+    stream = [*place("a", 2), broken("b"), Found("b", "b/more/broken", 1000), *place("c", 2)]
+    manifest = write(tmp_path / "set", *stream, layout=Layout(shard_bytes=2000))
+    assert [record.name for record in manifest.shards] == ["shard-000000.tar", "shard-000002.tar"]
+    assert ShardSet.open(tmp_path / "set").places["shard"].tolist() == [0, 1]
+    assert not (tmp_path / "set" / "shard-000001.tar").exists()
+
+
+def test_nothing_stays_where_nothing_is_usable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no usable place in places of a test; dropped: fewer than 2 images 1"):
-        write_shards(Listed(rendered("lonely", 1)), tmp_path / "set", Layout(), ImageOptions())
-    with pytest.raises(UserError, match="two places have the key 'a'"):
-        write_shards(Listed(rendered("a", 2), rendered("a", 2)), tmp_path / "set", Layout(), ImageOptions())
+        write(tmp_path / "set", *place("lonely", 1))
+    with pytest.raises(UserError, match="no usable place in places of a test; dropped: unreadable 2, fewer"):
+        write(tmp_path / "set", broken("a"), Found("a", "a/more/broken", 1000))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_a_place_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names an image twice in one place, such as a/48-000"):
+        write(tmp_path / "set", *place("a", 2), *place("a", 1))
+    for key in ("a.b", "a/b", "a-part01", "", "x" * 121):
+        with pytest.raises(UserError, match="is no key of a place"):
+            write(tmp_path / "set", *place(key, 2))
+
+
 def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="already holds something"):
-        write_shards(Listed(rendered("a", 2)), tmp_path, Layout(), ImageOptions())
-    assert files(tmp_path) == {"notes.txt": b"mine"}
-
-
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize(("width", "height"), [(1024, 128), (1000, 120), (3328, 512)])
-def test_columns_are_the_panorama(subsampling: int, width: int, height: int) -> None:
-    buffer = io.BytesIO()
-    scene(3, width, height).save(buffer, "jpeg", quality=90, subsampling=subsampling)
-    whole, columns = decode(buffer.getvalue()), cut_columns(buffer.getvalue())
-    assert [decode(c).shape[1] for c in columns] == [min(256, width - left) for left in range(0, width, 256)]
-    differs = np.abs(np.concatenate([decode(c) for c in columns], axis=1) - whole).max(axis=(0, 2))
-    beside_cuts = {cut + side for cut in range(256, width, 256) for side in (-1, 0)}
-    assert set(np.flatnonzero(differs)) <= (beside_cuts if subsampling else set())
-    assert differs.max() < 40
-
-
-def test_progressive_panoramas_are_cut_too(tmp_path: Path) -> None:
-    path = save(tmp_path / "p.jpg", 1, width=1024, height=128, quality=90, progressive=True)
-    columns = [decode(c) for c in cut_columns(path.read_bytes())]
-    assert np.abs(np.concatenate(columns, axis=1) - decode(path.read_bytes())).mean() < 0.1
-
-
-def stored(path: Path, options: ImageOptions | None = None, panorama: bool | None = None) -> StoredImage:
-    result = store(PlaceImage(path, path.name, panorama=panorama), options or ImageOptions())
-    assert isinstance(result, StoredImage)
-    return result
-
-
-def test_upright_colour_jpegs_keep_their_bytes(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jpg", 1, quality=80)
-    assert stored(path).files == [path.read_bytes()]
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"), [("a.png", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.png", "L"), ("a.jpg", "L"),
-                       ("a.jpg", "CMYK")]
-)  # fmt: skip
-def test_everything_else_becomes_a_colour_jpeg(tmp_path: Path, name: str, mode: str) -> None:
-    image = scene(1).convert(mode)
-    image.save(tmp_path / name)
-    with Image.open(io.BytesIO(stored(tmp_path / name).files[0])) as jpeg:
-        assert (jpeg.format, jpeg.mode, jpeg.size) == ("JPEG", "RGB", (96, 64))
-        assert np.abs(np.asarray(jpeg).astype(int) - np.asarray(image.convert("RGB"))).mean() < 16  # a palette dithers
-
-
-def test_rotated_images_are_turned_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    result = stored(save(tmp_path / "a.jpg", 1, exif=exif))
-    assert (result.width, result.height) == (64, 96)
-    upright = np.asarray(scene(1).rotate(-90, expand=True)).astype(int)
-    assert np.abs(decode(result.files[0]) - upright).mean() < 6
-
-
-def test_short_side_bounds_ordinary_images_only(tmp_path: Path) -> None:
-    options = ImageOptions(short_side=32)
-    result = stored(save(tmp_path / "a.jpg", 1, width=300, height=200), options)
-    assert (result.width, result.height) == (48, 32)
-    small = save(tmp_path / "b.jpg", 1, width=40, height=30)
-    assert stored(small, options).files == [small.read_bytes()]
-    assert stored(save(tmp_path / "c.jpg", 1, width=600, height=100), options).height == 100
-
-
-def test_the_importer_may_state_what_is_a_panorama(tmp_path: Path) -> None:
-    wide = save(tmp_path / "w.jpg", 1, width=800, height=100)
-    narrow = save(tmp_path / "n.jpg", 1, width=600, height=300)
-    assert [stored(wide).panorama, stored(narrow).panorama] == [True, False]
-    assert [stored(wide, panorama=False).panorama, stored(narrow, panorama=True).panorama] == [False, True]
-
-
-def test_what_does_not_decode_is_unreadable(tmp_path: Path) -> None:
-    good = save(tmp_path / "good.jpg", 1, quality=95).read_bytes()
-    for content in (b"", b"text", good[: len(good) // 2], good[:2]):
-        path = tmp_path / "bad.jpg"
-        path.write_bytes(content)
-        assert store(PlaceImage(path, "bad"), ImageOptions()) == "unreadable"
-    assert store(PlaceImage(tmp_path / "absent.jpg", "absent"), ImageOptions()) == "unreadable"
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(["a.jpg", "a.png", "wide.jpg"]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255))))
-def test_damage_anywhere_never_stops_a_build(name: str, changes: list[tuple[int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = save(Path(folder, name), 1, width=600 if name == "wide.jpg" else 96)
-        content = bytearray(path.read_bytes())
-        for position, value in changes:
-            content[position % len(content)] = value
-        path.write_bytes(content)
-        result = store(PlaceImage(path, name), ImageOptions())
-    assert isinstance(result, StoredImage | str)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.from_regex(KEY_PATTERN, fullmatch=True), st.integers(0, 99), st.integers(0, 999), st.integers(1, 100))
-def test_every_name_written_is_one_that_is_read(key: str, part: int, number: int, columns: int) -> None:
-    for panorama in (False, True):
-        for name in image_fields(number, columns, panorama):
-            match = MEMBER_PATTERN.fullmatch(f"{sample_key(key, part)}.{name}")
-            assert match is not None
-            assert match.groups() == (sample_key(key, part), name)
-
-
-@pytest.mark.parametrize("name", ["../a.000.jpg", "a/b.000.jpg", "a.exe", "a.000.jpg.sh", ".000.jpg", "/a.000.jpg"])
-def test_strange_members_are_refused(tmp_path: Path, name: str) -> None:
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(tarfile.TarError, match="does not belong in a shard"):
-        list(scan(tmp_path / "odd.tar"))
-
-
-def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        link = tarfile.TarInfo("a.000.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with pytest.raises(tarfile.TarError, match="does not belong in a shard"):
-        list(scan(tmp_path / "odd.tar"))
+        write(tmp_path / "set", *place("a", 2))
+    assert files(tmp_path / "set") == {"notes.txt": b"mine"}
 
 
 def test_long_keys_fit_into_the_tar(tmp_path: Path) -> None:
     key = "k" * 120
-    write_shards(Listed(rendered(key, 3)), tmp_path / "set", Layout(images_per_sample=2), ImageOptions())
+    write(tmp_path / "set", *place(key, 3), layout=Layout(images_per_sample=2))
     assert ShardSet.open(tmp_path / "set").place_key(0) == key
     samples = webdataset.WebDataset(str(tmp_path / "set" / "shard-000000.tar"), shardshuffle=False)
     assert [sample["__key__"] for sample in samples] == [key, f"{key}-part01"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 places of 6 photographs and three kinds of trouble."""
+    root = tree(tmp_path_factory.mktemp("source") / "photos", places=40, images=6)
+    save(root / "place00" / "b.png", 7)
+    (root / "place01" / "broken.jpg").write_text("not an image")
+    (root / "alone.jpg").write_bytes((root / "place00" / "0.jpg").read_bytes())
+    for path in root.rglob("*.jpg"):  # content to fill the tars: bytes after the end of an image are legal
+        path.write_bytes(path.read_bytes() + bytes(30_000))
+    return root
+
+
+def command(source: Path, out: Path, *options: str) -> list[str]:
+    return ["folder", "--source", str(source), "--out", str(out), "--shard-mb", "1", *options]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a build by one worker."""
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    build.main(command(source, out, "--workers", "1"))
+    return files(out)
+
+
+def test_same_bytes_whatever_the_workers(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    assert len([name for name in undisturbed if name.endswith(".tar")]) > 5
+    assert b"place01/broken.jpg,unreadable" in undisturbed["dropped.csv"]
+    build.main(command(source, tmp_path / "set", "--workers", "3"))
+    assert files(tmp_path / "set") == undisturbed
+
+
+def test_killed_and_started_again_gives_the_same_bytes(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    program = [sys.executable, str(ROOT / "shards/build.py"), *command(source, out, "--workers", "2")]
+    kept: set[int] = set()  # inodes of tars that a killed build left
+    for wanted in (0, 2, 4):
+        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)  # fmt: skip
+        parts = Path(f"{out}.building/parts")
+        while process.poll() is None and len(list(parts.glob("*.json"))) < wanted:
+            time.sleep(0.005)
+        time.sleep(random.Random(wanted).uniform(0, 0.05))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kept |= {path.with_name(f"{path.stem}.tar").name for path in parts.glob("*.json")}
+    inodes = {name: (Path(f"{out}.building/set") / name).stat().st_ino for name in kept}
+    assert len(inodes) >= 2
+    assert not out.exists()
+    build.main(command(source, out, "--workers", "2"))
+    assert files(out) == undisturbed
+    assert {name: (out / name).stat().st_ino for name in inodes} == inodes  # finished shards are not done again
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_parts_joined_are_one_build(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for part in (2, 3):
+        build.main(command(source, out, "--part", f"{part}/3", "--workers", "1"))
+    with pytest.raises(UserError, match=r"shards are not built yet \(000000, 000003, .*; run their --part, then join"):
+        build.main(["join", "--out", str(out)])
+    elsewhere = tmp_path / "another machine" / "set"
+    elsewhere.parent.mkdir()
+    build.main(command(source, elsewhere, "--part", "1/3", "--workers", "1"))
+    shutil.copytree(f"{elsewhere}.building", f"{out}.building", dirs_exist_ok=True)
+    build.main(["join", "--out", str(out)])
+    assert files(out) == undisturbed
+    with pytest.raises(UserError, match="no build has begun here"):
+        build.main(["join", "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min-images", "3"], "begun with --min-images 2, now 3; give the same, or name another --out"),
+        (["--quality", "80"], "begun with --quality 95, now 80"),
+        (["--short-side", "20"], "begun with --short-side not given, now 20"),
+        (["--dataset", "other"], "begun with --dataset photos, now other"),
+    ],
+)
+def test_a_build_does_not_go_on_with_other_options(
+    source: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    build.main(command(source, tmp_path / "set", "--part", "1/9", "--workers", "1"))
+    with pytest.raises(UserError, match=message):
+        build.main(command(source, tmp_path / "set", "--part", "1/9", *options))
+
+
+def test_a_build_does_not_go_on_with_another_source(source: Path, tmp_path: Path) -> None:
+    build.main(command(source, tmp_path / "set", "--part", "1/9", "--workers", "1"))
+    moved = tmp_path / "elsewhere" / "photos"
+    shutil.copytree(source, moved)
+    build.main(command(moved, tmp_path / "set", "--part", "2/9", "--workers", "1"))  # the same, in another place
+    (moved / "place07" / "0.jpg").unlink()
+    with pytest.raises(UserError, match="the source differs from the one that this build began with"):
+        build.main(command(moved, tmp_path / "set", "--part", "3/9"))
+
+
+def test_two_builds_do_not_meet_in_one_folder(source: Path, tmp_path: Path) -> None:
+    space = Workspace(tmp_path / "set")
+    space.folder.mkdir()
+    with sole_owner(space.folder / ".lock-1-of-1", ""), pytest.raises(UserError, match="another process works here"):
+        build.main(command(source, tmp_path / "set"))
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b"])
+def test_a_part_that_is_none_is_refused(source: Path, tmp_path: Path, part: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        build.main(command(source, tmp_path / "set", "--part", part))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_ends_a_build_and_the_same_command_goes_on(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount a file system")
+    program = [sys.executable, str(ROOT / "shards/build.py"), *command(source, disk / "set", "--workers", "1")]
+    try:
+        full = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert full.returncode == 2
+        assert "No space left on device" in full.stderr.splitlines()[-1]
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        subprocess.run(program, capture_output=True, check=True)
+        assert files(disk / "set") == undisturbed
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_joining_twice_makes_no_second_set(tmp_path: Path) -> None:
+    write(tmp_path / "set", *place("a", 2))
+    with pytest.raises(UserError, match="no build has begun here"):
+        join(Workspace(tmp_path / "set"))
+
+
+def test_tars_hold_no_time_and_no_owner(tmp_path: Path) -> None:
+    write(tmp_path / "set", *place("a", 2))
+    with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+        assert {(info.mtime, info.mode, info.type) for info in tar} == {(0, 0o644, tarfile.REGTYPE)}

@@ -1,0 +1,137 @@
+"""The working folder of a build: what is agreed, what is finished, and the set that grows in it.
+
+    OUT.building/
+        build.json                importer, options, number of shards, digest of the catalogue
+        catalogue-1-of-1.sqlite   what each machine found in the source
+        scan.csv                  what the scan dropped
+        parts/shard-000000.npz    a finished shard's part of the index, and .json: its record and what it dropped
+        set/                      becomes OUT
+
+Contract: each file appears whole or not at all, so that a build goes on after any death, and folders of several
+machines can be copied into one. `shard-N.json` comes last and says that shard N is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pairvpr_dist.data.shard_format import FileRecord
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json, sole_owner, write_text
+from shards.importers import Dropped
+from shards.part import Part
+from shards.records import file_record, write_dropped
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all machines of a build must agree on; build.json."""
+
+    kind: str
+    dataset: str
+    source: str
+    options: dict[str, str]
+    shards: int
+    dropped: dict[str, int]  # by the scan: reason -> images or places
+    catalogue: str  # digest
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is known of a finished shard beside its part of the index."""
+
+    record: FileRecord  # of the tar
+    dropped: list[Dropped]
+    places: int
+    images: int
+    members: int
+    panoramas: int
+    key_length: int
+    cities: list[str]
+    licences: dict[str, int]
+
+
+class Workspace:
+    """The working folder for the set `out`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(os.path.abspath(out))  # "." has no name to put a folder beside
+        self.folder = self.out.with_name(f"{self.out.name}.building")
+        self.set, self.parts = self.folder / "set", self.folder / "parts"
+        self.scan_list = self.folder / "scan.csv"
+
+    @contextmanager
+    def open(self, part: int, parts: int) -> Iterator[None]:
+        """Work as one of `parts` inside the block, and leave no half-written files of others that were killed.
+
+        Raises `UserError` when the set is there already, or another process builds the same share.
+        """
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise UserError(f"{self.out}: already holds something; name a new folder or remove it first")
+        for folder in (self.set, self.parts):
+            folder.mkdir(parents=True, exist_ok=True)
+        remedy = f"wait for it, or remove {self.folder} when no build runs"
+        with sole_owner(self.folder / f".lock-{part}-of-{parts}", remedy):
+            yield
+
+    def catalogue(self, part: int, parts: int, importer: str) -> Path:
+        """Where a machine keeps its catalogue of what `importer`, a name of it, finds."""
+        return self.folder / f"catalogue-{part}-of-{parts}-{importer}.sqlite"
+
+    def agreement(self) -> Agreement | None:
+        """What was agreed before, None in a new folder."""
+        path = self.folder / "build.json"
+        return Agreement(**read_json(path, "what a build agreed on")) if path.exists() else None
+
+    def agree(self, agreement: Agreement, dropped: Iterable[Dropped]) -> None:
+        """Agree with what other machines, or this one before, began; `dropped` by the scan."""
+        before = self.agreement()
+        if before is None:
+            write_dropped(self.scan_list, dropped)
+            _write_json(self.folder / "build.json", asdict(agreement))
+        elif before != agreement:
+            raise UserError(
+                f"{self.folder}: the source differs from the one that this build began with; "
+                f"make it what it was, or remove {self.folder} to begin anew"
+            )
+
+    def finished(self, number: int) -> Finished | None:
+        """What is known of a shard, None where it is not finished."""
+        path = self.parts / f"shard-{number:06d}.json"
+        if not path.exists():
+            return None
+        values: dict[str, Any] = read_json(path, "a finished shard")
+        record = FileRecord(**values.pop("record"))
+        return Finished(record, [Dropped(*item) for item in values.pop("dropped")], **values)
+
+    def part(self, number: int) -> Part:
+        """A finished shard's part of the index."""
+        return Part.load(self.parts / f"shard-{number:06d}.npz")
+
+    def finish(self, number: int, tar: Path, part: Part, dropped: list[Dropped]) -> Finished:
+        """Note that a shard's tar and part are complete."""
+        part.save(self.parts / f"shard-{number:06d}.npz")
+        found = Finished(
+            record=file_record(tar),
+            dropped=dropped,
+            places=len(part.places),
+            images=len(part.images),
+            members=len(part.members),
+            panoramas=part.panoramas,
+            key_length=part.keys.dtype.itemsize,
+            cities=part.cities,
+            licences=part.licences,
+        )
+        values = asdict(found) | {"dropped": [(item.what, item.reason) for item in dropped]}
+        _write_json(self.parts / f"shard-{number:06d}.json", values)
+        return found
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value))  # in ASCII: file names may hold bytes that are no UTF-8

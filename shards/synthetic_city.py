@@ -56,12 +56,12 @@ OPTIONS = {  # of the forms
 }
 
 
-def write_folder(out: Path, places: int, test_places: int, seed: int = 0, *, workers: int = 0, **settings: Any) -> int:
+def write_folder(out: Path, places: int, test_places: int, seed: int = 0, *, workers: int = 0, **settings: int) -> int:
     """Write train/PLACE/*.jpg and, unless `test_places` is 0, test/{database,queries}/*.jpg; see `write_format`."""
     return write_format(out, "folder", workers, places=places, test_places=test_places, seed=seed, **settings)
 
 
-def write_format(out: Path, form: str, workers: int = 0, **settings: Any) -> int:
+def write_format(out: Path, form: str, workers: int = 0, **settings: int) -> int:
     """Write the tree of a form of `FORMATS`; `settings` replace its DEFAULTS.
 
     Returns the number of photographs. `workers` processes render beside this one; 0 renders here. Raises `UserError`
@@ -107,8 +107,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--format", choices=FORMATS, default="folder", help="form of the tree (default %(default)s)")
     for key, text in OPTIONS.items():
-        values = {name: module.DEFAULTS[key] for name, module in FORMATS.items() if key in module.DEFAULTS}
-        default = ", ".join(dict.fromkeys(str(value) for value in values.values()))
+        values = {form: module.DEFAULTS[key] for form, module in FORMATS.items() if key in module.DEFAULTS}
+        same = len(set(values.values())) == 1
+        default = values.popitem()[1] if same else ", ".join(f"{form} {value}" for form, value in values.items())
         parser.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"{text} (default {default})")
     parser.add_argument("--panoramas", action="store_true", default=None, help="train on panoramas within 15 m cells: "
                         "one folder, and a csv of where they were taken, folder only")  # fmt: skip

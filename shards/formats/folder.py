@@ -6,7 +6,6 @@ Contract: the cities that one tree trains and tests on are two worlds: other str
 from __future__ import annotations
 
 from shards.city.places import PANORAMA, City
-from shards.city.settings import Difficulty
 from shards.formats import Shot, Tree
 from shards.formats.names import LETTER, ZONE, file_name, panorama_of
 
@@ -36,11 +35,10 @@ def plan(
     query_views: int,
     panoramas: bool,
     panorama_width: int,
-    difficulty: Difficulty | None = None,
 ) -> Tree:
     """Both parts of the tree; the second only where `test_places` is not 0."""
-    train = City(seed, places, views, size, panoramas, difficulty)
-    test = City(seed + TEST_WORLD, test_places, database_views + query_views, size, False, difficulty)
+    train = City(seed, places, views, size, panoramas)
+    test = City(seed + TEST_WORLD, test_places, database_views + query_views, size)
     tests = [
         Shot(f"test/{'database' if i < database_views else 'queries'}/{_name(test, place.key, i)}", 1, view)
         for place in test.places for i, view in enumerate(place.views)

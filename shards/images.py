@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from pairvpr_dist.data.shard_format import COLUMN
+from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama
@@ -30,7 +30,6 @@ MAX_COLUMNS = 100  # two digits number the columns
 DCT_BLOCK = 8  # pixels
 MEMORY = Path("/dev/shm")
 NOT_THE_IMAGES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-MAX_PIXELS = 150 * 10**6  # of an image; a file of some kilobytes can claim far more, and would take it as memory
 
 jpeglib.version.set("turbo210")  # twice as fast as its default, libjpeg 6b; the same bytes
 

@@ -17,10 +17,8 @@ from pairvpr_dist.data.decoding import Box
 from pairvpr_dist.data.index import BadMember, ShardSet
 from pairvpr_dist.data.randomness import Purpose, generator, place_keys, seeds, view_keys
 from pairvpr_dist.data.sampling import View, choose_views, crop_side
-from pairvpr_dist.data.shard_format import COLUMN
+from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 from pairvpr_dist.settings import AugmentConfig
-
-MAX_SIDE = 65_500  # pixels of a JPEG
 
 
 class Crop(NamedTuple):
@@ -88,7 +86,7 @@ class PlaceReader:
         try:
             views = choose_views(images, self.views, generator(sample))
             return [self._crop(shard_set, images, *drawn) for drawn in zip(views, crop, strict=True)]
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:  # no images enough, or numbers that no image has
             return BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}")
 
     def _crop(self, shard_set: ShardSet, images: np.ndarray, view: View, seed: int) -> Crop:
@@ -96,7 +94,7 @@ class PlaceReader:
         first_member, members, width, height = image.item()[:4]  # at once, which is quicker than by name
         files = 1 if view.first_column is None else -(-width // COLUMN)
         inside = 0 <= first_member <= len(shard_set.members) - members
-        if not (inside and members == files and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        if not (inside and members == files and width > 0 and height > 0 and width * height <= MAX_PIXELS):
             raise ValueError(f"an image of {width} x {height} pixels in {members} files from row {first_member}")
         if view.first_column is None:
             box = decoding.draw_box(width, height, self.augment, generator(seed))

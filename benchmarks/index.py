@@ -210,7 +210,7 @@ def report(sets: list[GeneratedSet], folders: list[Path]) -> None:
         ("resume: open, plan, middle position", "resume"),
     ]:
         program = [sys.executable, __file__, "--measure", name, *map(str, folders)]
-        answer = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
         result = json.loads(answer.splitlines()[-1])
         figures = f"{result['seconds']:9.3f}{result['after']:18.1f}{result['peak']:13.1f}{result['uss']:11.1f}"
         print(f"{title:38}{figures}", flush=True)

@@ -1,8 +1,8 @@
 """SF-XL: the panoramas of raw/train/panoramas/**/@...@.jpg, a place is a cell of the UTM grid.
 
 The source is the root of SF-XL or the folder of panoramas. Of the @-names UTM (fields 1 and 2) and the yaw (field 9)
-are needed; a panorama without them is dropped. A list
-`panoramas_images_paths.txt` beside that folder replaces the walk.
+are needed; a panorama without them is dropped. A list panoramas_images_paths.txt beside that folder replaces the
+walk.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import jpeglib
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 
@@ -94,9 +95,7 @@ def cut_columns(content: bytes) -> list[bytes]:
     256 pixels are whole MCUs for every chroma subsampling, so that cuts fall between blocks of all components.
     """
     with _files_in_memory(), tempfile.TemporaryDirectory() as folder:  # jpeglib reads and writes files
-        path = Path(folder, "whole.jpg")
-        path.write_bytes(content)
-        whole = jpeglib.read_dct(str(path))
+        whole = _coefficients(content)
         return [_column(whole, left, Path(folder, "column.jpg")) for left in range(0, whole.width, COLUMN)]
 
 
@@ -111,32 +110,49 @@ def _files_in_memory() -> Iterator[None]:
         tempfile.tempdir = before
 
 
+def _coefficients(content: bytes) -> jpeglib.DCTJPEG:
+    """The DCT coefficients of a YCbCr JPEG, not yet read. `jpeglib.read_dct` would decode it all to learn its size."""
+    with JpegImageFile(io.BytesIO(content)) as picture:
+        sampling = np.array([(vertical, horizontal) for _, horizontal, vertical, _ in picture.layer], np.int32)
+        pixels = np.array([picture.height, picture.width])
+    blocks = -(-pixels * sampling // (sampling.max(axis=0) * DCT_BLOCK))
+    return _dct_jpeg(content, pixels, sampling, blocks)
+
+
 def _column(whole: jpeglib.DCTJPEG, left: int, path: Path) -> bytes:
     sampling = whole.samp_factor[:, 1]  # horizontal, per component
     blocks = COLUMN // DCT_BLOCK * sampling // sampling.max()
     first = left // COLUMN * blocks
-    Y, Cb, Cr = (c[:, f : f + b] for c, f, b in zip((whole.Y, whole.Cb, whole.Cr), first, blocks, strict=True))
-    column = jpeglib.DCTJPEG(
-        path=None,
-        content=None,
-        height=whole.height,
-        width=min(COLUMN, whole.width - left),
-        block_dims=np.array([c.shape[:2] for c in (Y, Cb, Cr)], np.int32),
-        samp_factor=whole.samp_factor,
-        markers=[],
-        huffmans=None,
-        jpeg_color_space=whole.jpeg_color_space,
-        progressive_mode=False,
-        num_scans=1,
-        Y=Y,
-        Cb=Cb,
-        Cr=Cr,
-        K=None,
-        qt=whole.qt,
-        quant_tbl_no=whole.quant_tbl_no,
-    )
+    planes = [c[:, f : f + b] for c, f, b in zip((whole.Y, whole.Cb, whole.Cr), first, blocks, strict=True)]
+    pixels = np.array([whole.height, min(COLUMN, whole.width - left)])
+    column = _dct_jpeg(None, pixels, whole.samp_factor, np.array([plane.shape[:2] for plane in planes]))
+    column.Y, column.Cb, column.Cr = planes
+    column.qt, column.quant_tbl_no = whole.qt, whole.quant_tbl_no
     column.write_dct(str(path))
     return path.read_bytes()
+
+
+def _dct_jpeg(content: bytes | None, pixels: np.ndarray, sampling: np.ndarray, blocks: np.ndarray) -> jpeglib.DCTJPEG:
+    """A YCbCr JPEG by its header. `pixels`: height, width; `sampling`, `blocks`: (3, 2), vertical first."""
+    return jpeglib.DCTJPEG(
+        path=None,
+        content=content,
+        height=int(pixels[0]),
+        width=int(pixels[1]),
+        block_dims=blocks.astype(np.int32),
+        samp_factor=sampling,
+        markers=[],
+        huffmans=None,
+        jpeg_color_space=jpeglib.Colorspace.JCS_YCbCr,
+        progressive_mode=False,
+        num_scans=1,
+        Y=None,
+        Cb=None,
+        Cr=None,
+        K=None,
+        qt=None,
+        quant_tbl_no=None,
+    )
 
 
 def _jpeg(content: bytes, panorama: bool | None, options: ImageOptions) -> tuple[bytes, int, int]:

@@ -43,7 +43,7 @@ class Catalogue:
     def fill(cls, path: Path, items: Iterable[Found | Dropped]) -> Catalogue:
         """Write the catalogue of an importer's scan to `path`, with a counting progress bar.
 
-        Raises `UserError` for a key that is none and for two images of one name in a place.
+        An image that is named twice in its place is kept once. Raises `UserError` for a key that is none.
         """
         with replaced_when_done(path) as aside:
             aside.unlink(missing_ok=True)
@@ -99,13 +99,11 @@ def _insert(database: sqlite3.Connection, items: list[Found | Dropped]) -> None:
         if not KEY_PATTERN.fullmatch(item.place) or PART_KEY.fullmatch(item.place):
             raise UserError(f"{item.name}: '{item.place}' is no key of a place; letters, digits and _@+=- make one")
     dropped = [(os.fsencode(item.what), item.reason) for item in items if isinstance(item, Dropped)]
+    for item in found:
+        new = database.execute(f"INSERT OR IGNORE INTO image ({FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", _row(item))
+        if not new.rowcount:  # tables of published sets have lines twice
+            dropped.append((os.fsencode(item.name), "named twice in its place"))
     database.executemany("INSERT INTO dropped VALUES (?, ?)", dropped)
-    try:
-        database.executemany(f"INSERT INTO image ({FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?)", map(_row, found))
-    except sqlite3.IntegrityError:
-        names = [(item.place, item.name) for item in found]
-        where = next((name for place, name in names if names.count((place, name)) > 1), names[0][1])
-        raise UserError(f"the source names an image twice in one place, such as {where}; name it once") from None
 
 
 def _row(item: Found) -> tuple:

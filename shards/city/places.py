@@ -84,9 +84,9 @@ class City:
             return self.render_panorama(*pose, view.visit_seed, view.width, view.height)
         return self.render_perspective(*pose, view.width, view.height, view.fov, view.visit_seed)
 
-    def render_jpeg(self, view: CityView) -> bytes:
-        """The photograph of a view as a JPEG file of quality 90."""
-        return simplejpeg.encode_jpeg(self.render(view), quality=90)
+    def render_jpeg(self, view: CityView, subsampling: str = "444") -> bytes:
+        """The photograph of a view as a JPEG file of quality 90, with this chroma subsampling."""
+        return simplejpeg.encode_jpeg(self.render(view), quality=90, colorsubsampling=subsampling)
 
     def render_perspective(
         self, east: float, north: float, heading_deg: float, width: int, height: int, fov_deg: float, visit_seed: int

@@ -32,6 +32,7 @@ class Tree:
 
     cities: Sequence[City]
     shots: list[Shot]
+    subsampling: str = "444"  # of chroma; published sets have 420
     tables: dict[str, list[Sequence[object]]] = field(
         default_factory=dict
     )  # path of a csv -> lines, the first its head
@@ -57,19 +58,19 @@ def write(tree: Tree, folder: Path, workers: int) -> int:
 
 def _jpegs(tree: Tree, workers: int) -> Iterator[bytes]:
     if workers == 0:
-        yield from (tree.cities[shot.city].render_jpeg(shot.view) for shot in tree.shots)
+        yield from (tree.cities[shot.city].render_jpeg(shot.view, tree.subsampling) for shot in tree.shots)
     else:
-        with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(tree.cities,)) as pool:
+        with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(tree,)) as pool:
             yield from pool.map(_adopted_jpeg, tree.shots, chunksize=16)
 
 
-_adopted: Sequence[City]  # the cities that a worker process renders
+_adopted: Tree  # what a worker process renders
 
 
-def _adopt(cities: Sequence[City]) -> None:
+def _adopt(tree: Tree) -> None:
     global _adopted
-    _adopted = cities
+    _adopted = tree
 
 
 def _adopted_jpeg(shot: Shot) -> bytes:
-    return _adopted[shot.city].render_jpeg(shot.view)
+    return _adopted.cities[shot.city].render_jpeg(shot.view, _adopted.subsampling)

@@ -45,7 +45,7 @@ def plan(
     ]  # fmt: skip
     if panoramas:
         shots, table = _panoramas(train, panorama_width)
-        return Tree((train, test), shots + tests, {POSES: table})
+        return Tree((train, test), shots + tests, tables={POSES: table})
     shots = [
         Shot(f"train/{place.key}/{_name(train, place.key, i)}", 0, view)
         for place in train.places for i, view in enumerate(place.views)

@@ -37,7 +37,7 @@ def plan(places: int, views: int, seed: int, photograph_width: int) -> Tree:
             width, height = (side * photograph_width // 800 for side in SIZES[rng.integers(len(SIZES))])
             path = f"train/{'/'.join(identity[:3])}/{identity}.jpg"
             shots.append(Shot(path, 0, replace(view, width=width, height=height)))
-    return Tree([city], shots, {"train_clean.csv": clean, "train_attribution.csv": _attribution(named)})
+    return Tree([city], shots, "420", {"train_clean.csv": clean, "train_attribution.csv": _attribution(named)})
 
 
 def _attribution(ids: list[str]) -> list[Sequence[object]]:

@@ -22,7 +22,7 @@ def plan(places: int, views: int, seed: int, cities: int, photograph_width: int)
     if cities > len(NAMES):
         raise UserError(f"--cities={cities}: GSV-Cities has {len(NAMES)} of them; ask for no more")
     worlds = [City(seed + number, places, views) for number in range(cities)]
-    tree = Tree(worlds, [])
+    tree = Tree(worlds, [], "420")
     for number, (name, city) in enumerate(zip(NAMES, worlds, strict=False)):
         lines: list[Sequence[object]] = [COLUMNS]
         for place_id, place in enumerate(city.places):

@@ -14,7 +14,7 @@ def plan(places: int, views: int, seed: int, panorama_width: int) -> Tree:
     """A city of street view, its panoramas in folders by latitude and longitude."""
     city = City(seed, places, views, panoramas=True)
     found = [panorama_of(view, panorama_width) for place in city.places for view in place.views]
-    return Tree([city], [Shot(f"{ROOT}/{_folder(view)}/{_name(view, seed)}", 0, view) for view in found])
+    return Tree([city], [Shot(f"{ROOT}/{_folder(view)}/{_name(view, seed)}", 0, view) for view in found], "420")
 
 
 def _folder(view: CityView) -> str:

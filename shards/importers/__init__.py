@@ -21,7 +21,7 @@ class Found:
     """One photograph or panorama found in a source, not yet read."""
 
     place: str  # key of its place; fits shard_format.KEY_PATTERN, unique in the data set
-    name: str  # how place.json and dropped.csv call it: its path below the source; unique in the source
+    name: str  # how place.json and dropped.csv call it: its path below the source; unique in its place
     size: int  # bytes of the file; of what is rendered, an estimate
     city: str = ""  # empty: unknown
     east: float = nan  # UTM metres, NaN unknown

@@ -129,9 +129,13 @@ def test_nothing_stays_where_nothing_is_usable(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_image_that_is_named_twice_is_kept_once(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "set", *place("a", 2), *place("a", 1))
+    assert (manifest.images, manifest.dropped) == (2, {"named twice in its place": 1})
+    assert "a/48-000,named twice in its place" in (tmp_path / "set" / "dropped.csv").read_text()
+
+
 def test_what_cannot_be_a_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="names an image twice in one place, such as a/48-000"):
-        write(tmp_path / "set", *place("a", 2), *place("a", 1))
     for key in ("a.b", "a/b", "a-part01", "", "x" * 121):
         with pytest.raises(UserError, match="is no key of a place"):
             write(tmp_path / "set", *place(key, 2))

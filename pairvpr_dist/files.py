@@ -53,11 +53,14 @@ def read_json(path: Path, what: str) -> Any:
 
 
 @contextmanager
-def sole_owner(path: Path, remedy: str) -> Iterator[None]:
-    """Hold the lock file `path` inside the block; `UserError` with `remedy` when another process holds it."""
+def sole_owner(path: Path, remedy: str, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; `UserError` with `remedy` when another process holds it.
+
+    `shared`: along with others that ask for no more than this.
+    """
     with path.open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path.parent}: another process works here; {remedy}") from None
         yield

@@ -27,13 +27,23 @@ NAMED = 5  # missing shards that an error names
 
 
 def join(space: Workspace) -> Manifest:
-    """Make the set of a working folder whose shards are all finished, give it its name and clear the folder away.
+    """Make the set of a working folder that several machines filled.
 
-    Raises `UserError` when there is no such folder, shards are missing, or none holds a usable place.
+    Raises `UserError` when there is no such folder, a build still runs, shards are missing, or none holds a usable
+    place.
     """
-    agreed = space.agreement()
-    if agreed is None:
+    if space.agreement() is None:
         raise UserError(f"{space.folder}: no build has begun here; run shards/build.py KIND with --out {space.out}")
+    with space.open(1, 1):
+        return complete(space)
+
+
+def complete(space: Workspace) -> Manifest:
+    """Make the set of an opened folder whose shards are finished, give it its name and clear the folder away."""
+    agreed = space.agreement()
+    assert agreed is not None  # whoever opens the folder looks first
+    for left in space.set.glob(".*"):  # half-written files of builds that were killed
+        left.unlink()
     finished = [space.finished(number) for number in range(agreed.shards)]
     missing = [f"{number:06d}" for number, shard in enumerate(finished) if shard is None]
     if missing:
@@ -55,15 +65,13 @@ def join(space: Workspace) -> Manifest:
 def _write(space: Workspace, agreed: Agreement, shards: list[Finished]) -> Manifest:
     dropped = Counter(agreed.dropped)
     for shard in shards:
-        dropped.update(item.reason for item in shard.dropped)
+        dropped.update(shard.dropped)
     kept = [number for number, shard in enumerate(shards) if shard.places]
     if not kept:
         shutil.rmtree(space.folder)
         raise UserError(no_place(agreed.source, dropped))
-    for number in set(range(len(shards))) - set(kept):
-        (space.set / f"shard-{number:06d}.tar").unlink(missing_ok=True)
-    lists = itertools.chain(read_dropped(space.scan_list), *(shard.dropped for shard in shards))
-    write_dropped(space.set / DROPPED_LIST, lists)
+    by_shards = itertools.chain.from_iterable(map(space.dropped, range(len(shards))))
+    write_dropped(space.set / DROPPED_LIST, itertools.chain(read_dropped(space.scan_list), by_shards))
     shards = [shards[number] for number in kept]
     cities = sorted({city for shard in shards for city in shard.cities})
     parts = tqdm((space.part(number) for number in kept), "join", len(kept), unit="shard", disable=None)

@@ -30,7 +30,7 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
     ):
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("what", "reason"))
-        rows.writerows((item.what, item.reason) for item in dropped)
+        rows.writerows((_in_one_line(item.what), item.reason) for item in dropped)
 
 
 def read_dropped(path: Path) -> Iterable[Dropped]:
@@ -39,6 +39,11 @@ def read_dropped(path: Path) -> Iterable[Dropped]:
         rows = csv.reader(handle)
         next(rows)
         yield from (Dropped(*row) for row in rows)
+
+
+def _in_one_line(name: str) -> str:
+    """A file name that may hold ends of lines, which csv would not keep."""
+    return name.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def by_frequency(counts: Counter[str]) -> dict[str, int]:

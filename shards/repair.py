@@ -7,6 +7,7 @@ cannot be repaired.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from functools import partial
@@ -43,9 +44,10 @@ def repair(recipe: Recipe, out: Path, workers: int) -> list[str]:
             _index(space, out, manifest, workers)
         for record in damaged:
             if file_record(space.set / record.name) != record:
+                shutil.rmtree(space.folder)
                 raise UserError(
-                    f"{out}: {record.name} does not come out as it was: the source has changed since; build the set "
-                    f"anew ({space.folder} can be removed)"
+                    f"{out}: {record.name} does not come out as it was: the source has changed since; make it what it "
+                    f"was, or build the set anew"
                 )
         for record in damaged:
             os.replace(space.set / record.name, out / record.name)
@@ -77,10 +79,9 @@ def _build(recipe: Recipe, space: Workspace, manifest: Manifest, damaged: list[F
     to_do = [plan for plan in plans if space.finished(plan.number) is None]
     build_all(Builder(recipe, catalogue, space), to_do, workers)
     if DROPPED_LIST in names:
-        finished = (space.finished(plan.number) for plan in plans)
-        by_shards = (item for shard in finished if shard for item in shard.dropped)
         by_scan = dropped_by_scan(catalogue, recipe.layout.min_images)
-        write_dropped(space.set / DROPPED_LIST, (item for items in (by_scan, by_shards) for item in items))
+        by_shards = itertools.chain.from_iterable(space.dropped(plan.number) for plan in plans)
+        write_dropped(space.set / DROPPED_LIST, itertools.chain(by_scan, by_shards))
     missing = [name for name in names if name.endswith(".tar") and not (space.set / name).exists()]
     if missing:
         raise UserError(f"{space.out}: {missing[0]} is no shard of this source any more; build the set anew")

@@ -4,7 +4,7 @@
         build.json                importer, options, number of shards, digest of the catalogue
         catalogue-1-of-1.sqlite   what each machine found in the source
         scan.csv                  what the scan dropped
-        parts/shard-000000.npz    a finished shard's part of the index, and .json: its record and what it dropped
+        parts/shard-000000.npz    a finished shard's part of the index; .csv: what it dropped; .json: its record
         set/                      becomes OUT
 
 Contract: each file appears whole or not at all, so that a build goes on after any death, and folders of several
@@ -13,20 +13,25 @@ machines can be copied into one. `shard-N.json` comes last and says that shard N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pairvpr_dist.data.index import size_fault
 from pairvpr_dist.data.shard_format import FileRecord
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, sole_owner, write_text
 from shards.importers import Dropped
 from shards.part import Part
-from shards.records import file_record, write_dropped
+from shards.records import file_record, read_dropped, write_dropped
+
+AGREEMENT = "build.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ class Agreement:
 class Finished:
     """What is known of a finished shard beside its part of the index."""
 
-    record: FileRecord  # of the tar
-    dropped: list[Dropped]
+    agreement: str  # digest of the build.json under which it was built
+    record: FileRecord  # of the tar, which is not there where nothing in it is usable
+    dropped: dict[str, int]  # reason -> images or places
     places: int
     images: int
     members: int
@@ -70,14 +76,16 @@ class Workspace:
     def open(self, part: int, parts: int) -> Iterator[None]:
         """Work as one of `parts` inside the block, and leave no half-written files of others that were killed.
 
-        Raises `UserError` when the set is there already, or another process builds the same share.
+        Raises `UserError` when the set is there already, or another process does the same share. One part of one is
+        the whole: nobody else may work then.
         """
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out}: already holds something; name a new folder or remove it first")
         for folder in (self.set, self.parts):
             folder.mkdir(parents=True, exist_ok=True)
         remedy = f"wait for it, or remove {self.folder} when no build runs"
-        with sole_owner(self.folder / f".lock-{part}-of-{parts}", remedy):
+        whole, share = self.folder / ".lock", self.folder / f".lock-{part}-of-{parts}"
+        with sole_owner(whole, remedy, shared=parts > 1), sole_owner(share, remedy):
             yield
 
     def catalogue(self, part: int, parts: int, importer: str) -> Path:
@@ -86,7 +94,7 @@ class Workspace:
 
     def agreement(self) -> Agreement | None:
         """What was agreed before, None in a new folder."""
-        path = self.folder / "build.json"
+        path = self.folder / AGREEMENT
         return Agreement(**read_json(path, "what a build agreed on")) if path.exists() else None
 
     def agree(self, agreement: Agreement, dropped: Iterable[Dropped]) -> None:
@@ -94,7 +102,7 @@ class Workspace:
         before = self.agreement()
         if before is None:
             write_dropped(self.scan_list, dropped)
-            _write_json(self.folder / "build.json", asdict(agreement))
+            _write_json(self.folder / AGREEMENT, asdict(agreement))
         elif before != agreement:
             raise UserError(
                 f"{self.folder}: the source differs from the one that this build began with; "
@@ -102,24 +110,38 @@ class Workspace:
             )
 
     def finished(self, number: int) -> Finished | None:
-        """What is known of a shard, None where it is not finished."""
+        """What is known of a shard, None where it is not finished or its tar was not copied along.
+
+        Raises `UserError` for one that was built from another source or with other options.
+        """
         path = self.parts / f"shard-{number:06d}.json"
         if not path.exists():
             return None
         values: dict[str, Any] = read_json(path, "a finished shard")
-        record = FileRecord(**values.pop("record"))
-        return Finished(record, [Dropped(*item) for item in values.pop("dropped")], **values)
+        found = Finished(**values | {"record": FileRecord(**values["record"])})
+        if found.agreement != self._digest():
+            raise UserError(
+                f"{path}: built from another source or with other options than {self.folder / AGREEMENT} says; "
+                f"remove it and run the --part that builds it"
+            )
+        return found if not found.places or size_fault(self.set, found.record) is None else None
 
     def part(self, number: int) -> Part:
         """A finished shard's part of the index."""
         return Part.load(self.parts / f"shard-{number:06d}.npz")
 
+    def dropped(self, number: int) -> Iterable[Dropped]:
+        """What was left out of a finished shard."""
+        return read_dropped(self.parts / f"shard-{number:06d}.csv")
+
     def finish(self, number: int, tar: Path, part: Part, dropped: list[Dropped]) -> Finished:
-        """Note that a shard's tar and part are complete."""
+        """Note that a shard's tar and part are complete; a tar without a place is removed."""
         part.save(self.parts / f"shard-{number:06d}.npz")
+        write_dropped(self.parts / f"shard-{number:06d}.csv", dropped)
         found = Finished(
+            agreement=self._digest(),
             record=file_record(tar),
-            dropped=dropped,
+            dropped=dict(Counter(item.reason for item in dropped)),
             places=len(part.places),
             images=len(part.images),
             members=len(part.members),
@@ -128,9 +150,15 @@ class Workspace:
             cities=part.cities,
             licences=part.licences,
         )
-        values = asdict(found) | {"dropped": [(item.what, item.reason) for item in dropped]}
-        _write_json(self.parts / f"shard-{number:06d}.json", values)
+        if not found.places:
+            tar.unlink()
+        _write_json(self.parts / f"shard-{number:06d}.json", asdict(found))
         return found
+
+    def _digest(self) -> str:
+        """Of what was agreed; empty where nothing was."""
+        path = self.folder / AGREEMENT
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def _write_json(path: Path, value: Any) -> None:

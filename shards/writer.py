@@ -20,7 +20,7 @@ from pairvpr_dist.errors import UserError
 from shards.catalogue import Catalogue
 from shards.images import ImageOptions
 from shards.importers import Dropped, Importer
-from shards.join import join, no_place
+from shards.join import complete, no_place
 from shards.layout import Layout, ShardPlan, lay_out, share
 from shards.parallel import on_all_cores
 from shards.part import index_tar, too_few, write_tar
@@ -70,7 +70,7 @@ def write_shards(recipe: Recipe, out: Path, workers: int = 1, part: int = 1, par
         space.agree(_agreement(recipe, plans, counts, catalogue), dropped())
         to_do = [plan for plan in share(plans, part, parts) if space.finished(plan.number) is None]
         build_all(Builder(recipe, catalogue, space), to_do, workers)
-        return join(space) if parts == 1 else None
+        return complete(space) if parts == 1 else None
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import random
@@ -230,6 +231,38 @@ def test_parts_joined_are_one_build(source: Path, undisturbed: dict[str, bytes],
         build.main(["join", "--out", str(out)])
 
 
+def test_parts_of_two_sources_do_not_make_a_set(source: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(source, tmp_path / "changed" / "photos"))
+    (changed / "place07" / "0.jpg").unlink()
+    for name, of in (("one", source), ("two", changed)):
+        build.main(command(of, tmp_path / name, "--part", "1/2" if name == "one" else "2/2", "--workers", "1"))
+    shutil.copytree(tmp_path / "two.building", tmp_path / "one.building", dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"shard-000000\.json: built from another source or with other options than"):
+        build.main(["join", "--out", str(tmp_path / "one")])
+
+
+def test_a_tar_that_was_not_copied_along_is_missing(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    for part in ("1/2", "2/2"):
+        build.main(command(source, tmp_path / "set", "--part", part, "--workers", "1"))
+    (tmp_path / "set.building/set/shard-000001.tar").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"1 of \d+ shards are not built yet \(000001\)"):
+        build.main(["join", "--out", str(tmp_path / "set")])
+    (tmp_path / "set.building/set/.places.npy.123.part").write_bytes(b"of a join that was killed")
+    build.main(command(source, tmp_path / "set", "--workers", "1"))  # whoever is not a part does what is left
+    assert files(tmp_path / "set") == undisturbed
+
+
+def test_names_that_csv_would_not_keep_are_listed_in_one_line(tmp_path: Path) -> None:
+    odd = [Found("a", f"a/{name}/broken", 1000) for name in ("x\ry", "x\ny", 'x,"y', "x\udcff")]
+    write(tmp_path / "set", *place("a", 2), *odd, Dropped("z\r\n", "why"))
+    rows = list(csv.reader((tmp_path / "set" / "dropped.csv").open(newline="")))
+    assert sorted(row[0] for row in rows[1:]) == [
+        'a/x,"y/broken', "a/x\\ny/broken", "a/x\\ry/broken", "a/x\\udcff/broken", "z\\r\\n",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -259,9 +292,17 @@ def test_a_build_does_not_go_on_with_another_source(source: Path, tmp_path: Path
 
 def test_two_builds_do_not_meet_in_one_folder(source: Path, tmp_path: Path) -> None:
     space = Workspace(tmp_path / "set")
-    space.folder.mkdir()
-    with sole_owner(space.folder / ".lock-1-of-1", ""), pytest.raises(UserError, match="another process works here"):
+    build.main(command(source, tmp_path / "set", "--part", "1/9", "--workers", "1"))
+    whole, share = space.folder / ".lock", space.folder / ".lock-1-of-9"
+    refused = pytest.raises(UserError, match="another process works here")
+    with sole_owner(whole, "", shared=True), refused:  # a part is at work
         build.main(command(source, tmp_path / "set"))
+    with sole_owner(whole, "", shared=True), refused:
+        build.main(["join", "--out", str(tmp_path / "set")])
+    with sole_owner(share, ""), refused:
+        build.main(command(source, tmp_path / "set", "--part", "1/9"))
+    with sole_owner(share, ""):
+        build.main(command(source, tmp_path / "set", "--part", "2/9", "--workers", "1"))
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
+from datetime import timedelta
 from pathlib import Path
 
 from pairvpr_dist.data.shard_format import MAX_IMAGES, Manifest
@@ -41,8 +43,9 @@ NAMED = 5  # licences that the table names
 def main(argv: list[str] | None = None) -> None:
     """Build, join or repair as the command line says, and print a table of what came of it."""
     args = _parser().parse_args(argv)
+    started = time.monotonic()
     if args.kind == "join":
-        print(summary(join(Workspace(args.out))))
+        print(summary(join(Workspace(args.out)), time.monotonic() - started))
         return
     _check(args)
     module = KINDS[args.kind]
@@ -56,13 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     part, parts = args.part
     manifest = write_shards(recipe, args.out, args.workers, part, parts)
     if manifest is not None:
-        print(summary(manifest))
+        print(summary(manifest, time.monotonic() - started))
     else:
-        print(f"part {part}/{parts} is built; when all are: python shards/build.py join --out {args.out}")
+        missing = len(Workspace(args.out).missing())
+        left = f"{missing:,} shards of other parts are missing; then" if missing else "nothing is missing"
+        print(f"part {part}/{parts} is built; {left}: python shards/build.py join --out {args.out}")
 
 
-def summary(manifest: Manifest) -> str:
-    """What was built, as a table."""
+def summary(manifest: Manifest, seconds: float) -> str:
+    """What was built, as a table. `seconds`: what it took this time."""
     dropped = [f"{count:,} {reason}" for reason, count in manifest.dropped.items()]
     licences = [f"{name} ({count:,})" for name, count in manifest.licences.items()]
     more = [f"and {len(licences) - NAMED} more"] if len(licences) > NAMED else []
@@ -74,6 +79,7 @@ def summary(manifest: Manifest) -> str:
         "size": f"{size_in_words(manifest)} in {len(manifest.shards):,} tars",
         "licence": ", ".join(licences[:NAMED] + more),
         "digest": manifest.digest[:12],
+        "time": str(timedelta(seconds=round(seconds))),
     }
     return "\n".join(f"{name:<11}{value}" for name, value in rows.items())
 

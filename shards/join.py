@@ -45,7 +45,7 @@ def complete(space: Workspace) -> Manifest:
     for left in space.set.glob(".*"):  # half-written files of builds that were killed
         left.unlink()
     finished = [space.finished(number) for number in range(agreed.shards)]
-    missing = [f"{number:06d}" for number, shard in enumerate(finished) if shard is None]
+    missing = [f"{number:06d}" for number in space.missing()]
     if missing:
         more = ", ..." if len(missing) > NAMED else ""
         raise UserError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -21,7 +23,8 @@ Result = TypeVar("Result")
 AHEAD = 4  # items per worker that are worked on before their turn; bounds the memory that waiting results take
 LOOK = 0.5  # seconds between two looks at the workers' progress
 
-_done: Any = None  # in a worker process: the counter that it shares with the others
+_done: Any = None  # in a worker process: the counts that it shares with the others
+Tick = Callable[[int, int], None]
 
 
 def cores() -> int:
@@ -41,7 +44,7 @@ def in_order(
         for tag, item in items:
             yield tag, function(item)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(workers, get_context("forkserver"), _die_with_parent) as pool:
         waiting: deque[tuple[Tag, Future[Result]]] = deque()
         for tag, item in items:
             waiting.append((tag, pool.submit(function, item)))
@@ -53,30 +56,37 @@ def in_order(
 
 
 def on_all_cores(
-    function: Callable[[Item, Callable[[int], None]], None],
+    function: Callable[[Item, Tick], None],
     items: Sequence[Item],
     workers: int,
     total: int,
     description: str,
     unit: str,
 ) -> None:
-    """Call `function(item, tick)` for every item; `tick(n)` moves the bar of `total` units by n.
+    """Call `function(item, tick)` for every item; `tick(n, size)` moves the bar of `total` units by n, of size bytes.
 
     The first error ends the work and is raised here. Raises `UserError` when a worker process is killed.
     """
     with tqdm(total=total, desc=description, unit=unit, disable=None) as bar:
         if min(workers, len(items)) <= 1:
+            counts = [0, 0]
+
+            def tick(count: int, size: int) -> None:
+                counts[0] += count
+                counts[1] += size
+                _show(bar, counts)
+
             for item in items:
-                function(item, lambda count: bar.update(count) and None)
+                function(item, tick)
             return
         context = get_context("forkserver")
-        counter = context.Value("q", 0)
-        with ProcessPoolExecutor(min(workers, len(items)), context, _share, (counter,)) as pool:
+        shared = context.Array("q", 2)
+        with ProcessPoolExecutor(min(workers, len(items)), context, _share, (shared,)) as pool:
             try:
                 waiting = {pool.submit(_call, function, item) for item in items}
                 while waiting:
                     done, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
-                    bar.update(counter.value - bar.n)
+                    _show(bar, shared[:])
                     for future in done:
                         future.result()
             except BrokenProcessPool:
@@ -89,15 +99,35 @@ def on_all_cores(
                 raise
 
 
-def _share(counter: Any) -> None:
+def _show(bar: tqdm[Any], counts: Sequence[int]) -> None:
+    """Move a bar to so many units and bytes."""
+    bar.set_postfix_str(f"{counts[1] / 1e9:.1f} GB", refresh=False)
+    bar.update(counts[0] - bar.n)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the program is killed; it would go on and then wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _share(counts: Any) -> None:
     global _done
-    _done = counter
+    _done = counts
+    _die_with_parent()
 
 
-def _call(function: Callable[[Item, Callable[[int], None]], None], item: Item) -> None:
+def _call(function: Callable[[Item, Tick], None], item: Item) -> None:
     function(item, _count)
 
 
-def _count(count: int) -> None:
+def _count(count: int, size: int) -> None:
     with _done.get_lock():
-        _done.value += count
+        _done[0] += count
+        _done[1] += size

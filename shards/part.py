@@ -71,11 +71,12 @@ def write_tar(
     importer: Importer,
     layout: Layout,
     options: ImageOptions,
-    tick: Callable[[int], None],
+    tick: Callable[[int, int], None],
 ) -> list[Dropped]:
     """Write `images`, which come place by place, and return what could not be used.
 
-    `tick` is called with the number of images that are done. Nothing usable leaves an empty file.
+    `tick` is called with the number of images that are done and the bytes of their sources. Nothing usable leaves an
+    empty file.
     """
     dropped: list[Dropped] = []
     with replaced_when_done(path) as aside, aside.open("wb") as stream, SampleWriter(stream) as tar:
@@ -84,7 +85,7 @@ def write_tar(
             waiting: list[tuple[int, Usable]] = []  # parts of a place that has not proved large enough yet
             for part, portion in enumerate(_portions(group, min(layout.images_per_sample, MAX_IMAGES))):
                 usable = [pair for image in portion if (pair := _store(image, importer, options, dropped))]
-                tick(len(portion))
+                tick(len(portion), sum(image.size for image in portion))
                 count += len(usable)
                 waiting += [(part, usable)] if usable else []
                 if count >= layout.min_images:

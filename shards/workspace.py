@@ -126,6 +126,11 @@ class Workspace:
             )
         return found if not found.places or size_fault(self.set, found.record) is None else None
 
+    def missing(self) -> list[int]:
+        """The shards that no part has finished yet."""
+        agreed = self.agreement()
+        return [number for number in range(agreed.shards if agreed else 0) if self.finished(number) is None]
+
     def part(self, number: int) -> Part:
         """A finished shard's part of the index."""
         return Part.load(self.parts / f"shard-{number:06d}.npz")

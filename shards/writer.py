@@ -81,8 +81,8 @@ class Builder:
     catalogue: Catalogue
     space: Workspace
 
-    def build(self, plan: ShardPlan, tick: Callable[[int], None]) -> None:
-        """Build one shard; `tick` counts its images."""
+    def build(self, plan: ShardPlan, tick: Callable[[int, int], None]) -> None:
+        """Build one shard; `tick` counts its images and their bytes."""
         layout, tar = self.recipe.layout, self.space.set / plan.name
         for left in tar.parent.glob(f".{tar.name}.*"):  # of a build that was killed
             left.unlink(missing_ok=True)

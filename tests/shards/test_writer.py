@@ -215,10 +215,13 @@ def test_killed_and_started_again_gives_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_parts_joined_are_one_build(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_parts_joined_are_one_build(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "set"
     for part in (2, 3):
         build.main(command(source, out, "--part", f"{part}/3", "--workers", "1"))
+    assert "part 3/3 is built; 3 shards of other parts are missing; then: python" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"shards are not built yet \(000000, 000003, .*; run their --part, then join"):
         build.main(["join", "--out", str(out)])
     elsewhere = tmp_path / "another machine" / "set"

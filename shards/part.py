@@ -132,7 +132,10 @@ def index_tar(path: Path) -> Part:
 
 def read_place(head: TarMember) -> dict[str, Any]:
     """place.json of a sample. Raises `ValueError` where it is missing or damaged."""
-    info = json.loads(head.content) if head.field == PLACE_FIELD else None
+    try:
+        info = json.loads(head.content) if head.field == PLACE_FIELD else None
+    except RecursionError:
+        info = None
     if not isinstance(info, dict):
         raise ValueError(f"sample {head.key}: {PLACE_FIELD} is missing or damaged")
     return info

@@ -73,10 +73,13 @@ def image_fields(number: int, files: int, panorama: bool) -> list[str]:
 
 def scan(path: Path) -> Iterator[TarMember]:
     """The members of a tar in their order. Raises `tarfile.TarError` for a damaged tar or a strange member."""
+    length = path.stat().st_size
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             match = MEMBER_PATTERN.fullmatch(info.name)
             stream = tar.extractfile(info) if match and info.isreg() else None
             if match is None or stream is None:
                 raise tarfile.TarError(f"{info.name[:80]!r} does not belong in a shard")
+            if not 0 <= info.size <= length - info.offset_data:
+                raise tarfile.TarError(f"{info.name} ends beyond the end of the tar")
             yield TarMember(match[1], match[2], info.offset_data, stream.read())

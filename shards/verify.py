@@ -22,11 +22,14 @@ from pairvpr_dist.data.index import ShardSet, map_index, read_manifest, size_fau
 from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.data.shard_format import COLUMN, INDEX_DTYPES, FileRecord, Manifest, stable_id
 from pairvpr_dist.errors import UserError, exit_on_user_error
+from shards.images import MAX_PIXELS
 from shards.parallel import cores, in_order
 from shards.part import POSITION, read_place
 from shards.records import file_record, size_in_words
 from shards.tar import TarMember, image_fields, sample_key, scan
 
+# What tarfile raises for headers that were tampered with: sizes beyond all files, chains of long names.
+DAMAGED_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 EXAMPLES = """examples:
   python shards/verify.py data/mine
   python shards/verify.py data/sfxl --sample 10000 --workers 16
@@ -130,7 +133,7 @@ def check_tar(folder: Path, chosen: np.ndarray | None, index_is_sound: bool, sha
         return faults
     try:
         faults += [f"{record.name}: {fault}" for fault in content_faults(index, shard, chosen)]
-    except tarfile.TarError as error:
+    except DAMAGED_TAR as error:
         faults.append(f"{record.name}: damaged tar: {error}")
     return faults
 
@@ -159,21 +162,24 @@ def sample_faults(index: ShardSet, row: int, head: TarMember, files: list[TarMem
     """place.json of a sample against the names of its files and the records of the index from `row` on."""
     place = index.place_of_member(row)
     image = int(np.searchsorted(index.images["first_member"], row, side="right")) - 1
+    records = index.images[["width", "height", *POSITION]]
     try:
         info = read_place(head)
         keys = (info["key"], sample_key(info["key"], info["part"]))
         columns = [int(entry["columns"]) for entry in info["images"]]
-        told = [tuple(_number(entry[name]) for name in ("width", "height", *POSITION)) for entry in info["images"]]
-    except (ValueError, KeyError, TypeError):
+        values = [tuple(_number(entry[name]) for name in records.dtype.names or ()) for entry in info["images"]]
+        with np.errstate(over="ignore"):
+            told = np.array(values, records.dtype)
+    except (ValueError, KeyError, TypeError, OverflowError):
         yield f"sample {head.key}: place.json is missing or damaged"
         return
     if keys != (index.place_key(place), head.key):
         yield f"sample {head.key}: the index has place {index.place_key(place)} here"
-    expected = [name for i, count in enumerate(columns) for name in image_fields(i, max(count, 1), count > 0)]
-    if expected != [member.field for member in files]:
+    stored = sum(max(count, 1) for count in columns)
+    expected = (name for i, count in enumerate(columns) for name in image_fields(i, max(count, 1), count > 0))
+    if stored != len(files) or list(expected) != [member.field for member in files]:
         yield f"sample {head.key}: its files are not those that place.json lists"
-    records = index.images[["width", "height", *POSITION]][image : image + len(told)]
-    if not np.array_equal(np.array(told, records.dtype).tolist(), records.tolist(), equal_nan=True):
+    if not np.array_equal(told.tolist(), records[image : image + len(told)].tolist(), equal_nan=True):
         yield f"sample {head.key}: sizes or positions in place.json differ from the index"
 
 
@@ -193,10 +199,13 @@ def decoding_fault(index: ShardSet, row: int, content: bytes) -> str | None:
     left = (row - int(image["first_member"])) * COLUMN
     width = int(image["width"]) if image["members"] == 1 else min(COLUMN, int(image["width"]) - left)
     try:
-        shape = simplejpeg.decode_jpeg(content).shape
+        found = simplejpeg.decode_jpeg_header(content)[:2]
+        if found != (image["height"], width) or width * int(image["height"]) > MAX_PIXELS:
+            return f"is {found[1]} x {found[0]} pixels, not as indexed"
+        simplejpeg.decode_jpeg(content)
     except ValueError as error:
         return f"does not decode: {error}"
-    return None if shape == (image["height"], width, 3) else f"is {shape[1]} x {shape[0]} pixels, not as indexed"
+    return None
 
 
 def _open(folder: Path) -> ShardSet:
@@ -214,7 +223,7 @@ def _choose(index: ShardSet, sample: int | None) -> np.ndarray | None:
 def _are_runs(first: np.ndarray, count: np.ndarray, total: int) -> bool:
     """Whether the runs `first[i]` to `first[i] + count[i]` are not empty and cover 0 to `total` in order."""
     ends = np.cumsum(count.astype(np.int64))
-    return bool(np.all(count > 0) and np.array_equal(first, ends - count) and ends[-1] == total)
+    return bool(len(ends) and np.all(count > 0) and np.array_equal(first, ends - count) and ends[-1] == total)
 
 
 def _number(value: float | None) -> float:

@@ -218,6 +218,7 @@ def map_index(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
     except Exception as error:  # numpy's parser of headers fails in many ways
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not readable as an index: {reason}; rebuild the set") from None
-    if (array.dtype != dtype and array.dtype.kind != dtype.char) or array.ndim != 1:
+    is_right = array.dtype == dtype if dtype.names else array.dtype.kind == dtype.kind
+    if not is_right or array.ndim != 1:
         raise UserError(f"{path}: holds other records than this version reads; rebuild the set")
     return array

@@ -160,7 +160,10 @@ def test_hints() -> None:
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with sole_owner(lock, "wait"), pytest.raises(UserError, match="another process works here"), sole_owner(lock, "wait"):
+    refused = pytest.raises(UserError, match="another process works here; wait")
+    with sole_owner(lock, "wait"), refused, sole_owner(lock, "wait"):
+        pass
+    with sole_owner(lock, "wait", shared=True), sole_owner(lock, "wait", shared=True), refused, sole_owner(lock, "wait"):
         pass
     with sole_owner(tmp_path / "lock", "wait"):
         assert (tmp_path / "lock").exists()

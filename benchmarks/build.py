@@ -31,7 +31,7 @@ PHOTOGRAPHS = Form("800 x 600", ((800, 600),), 4, None)
 EXAMPLES = """examples:
   python benchmarks/build.py
   python benchmarks/build.py --quick
-  python benchmarks/build.py --panoramas 40 --places 200 --rounds 15"""
+  python benchmarks/build.py --panoramas 40 --places 600 --rounds 15"""
 
 
 class Steps:
@@ -138,9 +138,9 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="few images and one round: whether it runs")
-    parser.add_argument("--places", type=int, default=48, metavar="N", help="of photographs, 4 each (default 48)")
+    parser.add_argument("--places", type=int, default=150, metavar="N", help="of photographs, 4 each (default 150)")
     parser.add_argument("--panoramas", type=int, default=6, metavar="N", help="places of panoramas, 5 each (default 6)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default 5)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each (default 3)")
     parser.add_argument("--renderers", type=int, default=2, metavar="N", help="processes that render (default 2)")
     args = parser.parse_args()
     if args.quick:

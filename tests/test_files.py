@@ -163,7 +163,12 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     refused = pytest.raises(UserError, match="another process works here; wait")
     with sole_owner(lock, "wait"), refused, sole_owner(lock, "wait"):
         pass
-    with sole_owner(lock, "wait", shared=True), sole_owner(lock, "wait", shared=True), refused, sole_owner(lock, "wait"):
+    with (
+        sole_owner(lock, "wait", shared=True),
+        sole_owner(lock, "wait", shared=True),
+        refused,
+        sole_owner(lock, "wait"),
+    ):
         pass
     with sole_owner(tmp_path / "lock", "wait"):
         assert (tmp_path / "lock").exists()

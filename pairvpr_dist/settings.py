@@ -6,6 +6,7 @@ Contract: every value has one home, `configs/`; every check is made once, when t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pairvpr_dist.errors import UserError
@@ -125,7 +126,7 @@ class DataConfig:
         _require(self.max_bad_places >= 0, "data.max_bad_places", self.max_bad_places, "must be 0 or more")
         _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must lie in [0, 1]")
         _require(
-            not self.weights or (len(self.weights) == len(self.shards) and min(self.weights) > 0),
+            not self.weights or (len(self.weights) == len(self.shards) and all(0 < w < math.inf for w in self.weights)),
             "data.weights",
             self.weights,
             f"must be one positive number for each of the {len(self.shards)} data.shards",

@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     min_images = args.min_images or module.DEFAULT_MIN_IMAGES
     layout = Layout(args.shard_mb * 2**20, args.images_per_sample, min_images)
     recipe = Recipe(module.from_arguments(args), layout, ImageOptions(args.quality, args.short_side))
+    if args.repair and args.part != (1, 1):
+        raise UserError("--repair: mends a whole set; leave --part out")
     if args.repair:
         repaired = repair(recipe, args.out, args.workers)
         print(f"{args.out}: repaired {', '.join(repaired)}" if repaired else f"{args.out}: nothing to repair")

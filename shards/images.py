@@ -26,11 +26,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama
+PANORAMA_ASPECT = 4  # an image at least this many times as wide as high is a panorama, unless it is stated
+TURN_ASPECT = 2  # a full turn and all that is above and below; what is stated to be a panorama has no less
 MAX_COLUMNS = 100  # two digits number the columns
 DCT_BLOCK = 8  # pixels
 MEMORY = Path("/dev/shm")
-NOT_THE_IMAGES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+GONE = (errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV)  # a source that is no longer there
+NOT_THE_IMAGES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, *GONE)
 
 jpeglib.version.set("turbo210")  # twice as fast as its default, libjpeg 6b; the same bytes
 
@@ -68,6 +70,8 @@ def store(load: Callable[[], bytes | np.ndarray], panorama: bool | None, options
             content, width, height = _jpeg(loaded, panorama, options)
         else:
             content, width, height = _encode(loaded, options)
+        if panorama and width < TURN_ASPECT * height:
+            return "no panorama: less than twice as wide as high"
         if not is_panorama(panorama, width, height):
             return StoredImage([content], width, height, panorama=False)
         if width > MAX_COLUMNS * COLUMN:
@@ -189,8 +193,9 @@ def _is_plain(picture: Image.Image) -> bool:
 
 
 def _is_stored_as_rgb(picture: Image.Image) -> bool:
-    """Whether an Adobe marker says that the three components are RGB; jpeglib would lose this mark in columns."""
-    return picture.info.get("adobe_transform") == 0
+    """Whether the three components are RGB, by an Adobe marker or by their names; columns would not say so."""
+    named = [layer[0] for layer in getattr(picture, "layer", [])] == [*b"RGB"]
+    return picture.info.get("adobe_transform") == 0 or (named and not picture.info.keys() & {"adobe", "jfif"})
 
 
 def _scale(panorama: bool | None, picture: Image.Image, options: ImageOptions) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 4  # items per worker that are worked on before their turn; bounds the memory that waiting results take
+CONTEXT = get_context("forkserver")
 LOOK = 0.5  # seconds between two looks at the workers' progress
 
 _done: Any = None  # in a worker process: the counts that it shares with the others
@@ -44,7 +47,7 @@ def in_order(
         for tag, item in items:
             yield tag, function(item)
         return
-    with ProcessPoolExecutor(workers, get_context("forkserver"), _die_with_parent) as pool:
+    with _pool(workers, _belong_to_parent) as pool:
         waiting: deque[tuple[Tag, Future[Result]]] = deque()
         for tag, item in items:
             waiting.append((tag, pool.submit(function, item)))
@@ -79,24 +82,32 @@ def on_all_cores(
             for item in items:
                 function(item, tick)
             return
-        context = get_context("forkserver")
-        shared = context.Array("q", 2)
-        with ProcessPoolExecutor(min(workers, len(items)), context, _share, (shared,)) as pool:
-            try:
-                waiting = {pool.submit(_call, function, item) for item in items}
-                while waiting:
-                    done, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
-                    _show(bar, shared[:])
-                    for future in done:
-                        future.result()
-            except BrokenProcessPool:
-                raise UserError(
-                    "a worker process was killed, for lack of memory perhaps; the same command goes on from here, "
-                    "with fewer --workers if it happens again"
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        shared = CONTEXT.Array("q", 2)
+        with _pool(min(workers, len(items)), _share, shared) as pool:
+            waiting = {pool.submit(_call, function, item) for item in items}
+            while waiting:
+                done, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
+                _show(bar, shared[:])
+                for future in done:
+                    future.result()
+
+
+@contextmanager
+def _pool(workers: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which end at once when the block ends with an exception, Ctrl-C and SIGTERM among them."""
+    pool = ProcessPoolExecutor(workers, CONTEXT, initializer, arguments)
+    try:
+        yield pool
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, for lack of memory perhaps; the same command goes on from here, "
+            "with fewer --workers if it happens again"
+        ) from None
+    except BaseException:
+        for process in list(pool._processes.values()):  # Python 3.14 has kill_workers for this
+            process.kill()
+        raise
 
 
 def _show(bar: tqdm[Any], counts: Sequence[int]) -> None:
@@ -105,8 +116,9 @@ def _show(bar: tqdm[Any], counts: Sequence[int]) -> None:
     bar.update(counts[0] - bar.n)
 
 
-def _die_with_parent() -> None:
-    """End this worker when the program is killed; it would go on and then wait for work for ever."""
+def _belong_to_parent() -> None:
+    """Leave Ctrl-C to the program, and end when that is killed; a worker would go on and then wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
 
@@ -120,7 +132,7 @@ def _die_with_parent() -> None:
 def _share(counts: Any) -> None:
     global _done
     _done = counts
-    _die_with_parent()
+    _belong_to_parent()
 
 
 def _call(function: Callable[[Item, Tick], None], item: Item) -> None:

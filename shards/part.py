@@ -21,13 +21,15 @@ import numpy as np
 
 from pairvpr_dist.data.sampling import is_aimable, is_photograph
 from pairvpr_dist.data.shard_format import IMAGE, MAX_IMAGES, MEMBER, PLACE, stable_id
+from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import replaced_when_done
-from shards.images import ImageOptions, StoredImage, store
+from shards.images import GONE, ImageOptions, StoredImage, store
 from shards.importers import Dropped, Found, Importer
 from shards.layout import Layout
 from shards.tar import PLACE_FIELD, SampleWriter, TarMember, image_fields, sample_key, scan
 
 NOT_STATED = "not stated"  # licence
+MAX_FILE = 512 * 2**20  # bytes of an image file
 POSITION = ("east", "north", "heading", "time")  # fields of Found, IMAGE and place.json
 
 Usable = list[tuple[Found, StoredImage]]
@@ -150,7 +152,18 @@ def _store(
     image: Found, importer: Importer, options: ImageOptions, dropped: list[Dropped]
 ) -> tuple[Found, StoredImage] | None:
     """The image as it will be stored; None, and noted in `dropped`, where it cannot be."""
-    stored = store(lambda: importer.load(image.name), image.panorama, options)
+    if image.size > MAX_FILE:
+        stored: StoredImage | str = f"larger than {MAX_FILE // 2**20} MiB"
+    else:
+        try:
+            stored = store(lambda: importer.load(image.name), image.panorama, options)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            raise UserError(
+                f"{error.filename}: found by the scan and gone now ({error.strerror}); bring the source back as it was "
+                "and give the same command"
+            ) from None
     if isinstance(stored, StoredImage):
         return image, stored
     dropped.append(Dropped(image.name, stored))

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.sample is not None and args.sample < 0:
         raise UserError(f"--sample {args.sample}: must be 0 or more")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be at least 1")
+    if re.match(r"[a-z0-9]+:/", str(args.folder)):
+        raise UserError(f"{args.folder}: only folders are verified; copy the set to a disk")
     manifest = read_manifest(args.folder)
     faults = verify(args.folder, manifest, args.sample, args.workers)
     for fault in faults:
@@ -140,28 +146,28 @@ def check_tar(folder: Path, chosen: np.ndarray | None, index_is_sound: bool, sha
 
 def content_faults(index: ShardSet, shard: int, chosen: np.ndarray | None) -> Iterator[str]:
     """The samples of a tar against the index. Raises `tarfile.TarError` for a tar that cannot be walked."""
-    first, stop = np.searchsorted(index.members["shard"], [shard, shard + 1])
-    to_decode = set(range(first, stop)) if chosen is None else set(chosen[(chosen >= first) & (chosen < stop)])
-    row = int(first)
+    rows = _Rows.of(index, shard)
+    to_decode = range(rows.first, rows.stop) if chosen is None else set(chosen[np.isin(chosen, rows.all)].tolist())
+    row = rows.first
     for _, sample in itertools.groupby(scan(index.shard_path(shard)), key=lambda member: member.key):
         head, *files = sample
-        if row + len(files) > stop:
+        if row + len(files) > rows.stop:
             yield f"sample {head.key}: not in the index"
             return
-        yield from sample_faults(index, row, head, files)
+        image = rows.image_of(row)
+        yield from sample_faults(index, rows.place_of(image), image, head, files)
         for member in files:
-            fault = member_fault(index, row, member, row in to_decode)
+            image = rows.image_of(row)
+            fault = member_fault(index, row, image if row in to_decode else None, member)
             if fault:
-                yield f"place {index.place_key(index.place_of_member(row))}: {member.field}: {fault}"
+                yield f"place {index.place_key(rows.place_of(image))}: {member.field}: {fault}"
             row += 1
-    if row < stop:
-        yield f"ends after {row - first} of the {stop - first} stored files in the index"
+    if row < rows.stop:
+        yield f"ends after {row - rows.first} of the {rows.stop - rows.first} stored files in the index"
 
 
-def sample_faults(index: ShardSet, row: int, head: TarMember, files: list[TarMember]) -> Iterator[str]:
-    """place.json of a sample against the names of its files and the records of the index from `row` on."""
-    place = index.place_of_member(row)
-    image = int(np.searchsorted(index.images["first_member"], row, side="right")) - 1
+def sample_faults(index: ShardSet, place: int, image: int, head: TarMember, files: list[TarMember]) -> Iterator[str]:
+    """place.json of a sample against the names of its files and the records of the index from `image` on."""
     records = index.images[["width", "height", *POSITION]]
     try:
         info = read_place(head)
@@ -183,19 +189,18 @@ def sample_faults(index: ShardSet, row: int, head: TarMember, files: list[TarMem
         yield f"sample {head.key}: sizes or positions in place.json differ from the index"
 
 
-def member_fault(index: ShardSet, row: int, member: TarMember, decode: bool) -> str | None:
-    """One stored image file against its record."""
+def member_fault(index: ShardSet, row: int, image: int | None, member: TarMember) -> str | None:
+    """One stored file against its record; it is decoded where `image`, the row of its image, is told."""
     record = index.members[row]
     if (member.offset, len(member.content)) != (record["offset"], record["size"]):
         return "lies elsewhere than the index says"
     if zlib.crc32(member.content) != record["crc32"]:
         return "checksum differs from the index"
-    return decoding_fault(index, row, member.content) if decode else None
+    return None if image is None else decoding_fault(row, index.images[image], member.content)
 
 
-def decoding_fault(index: ShardSet, row: int, content: bytes) -> str | None:
+def decoding_fault(row: int, image: np.void, content: bytes) -> str | None:
     """Whether a stored image file decodes to the size that the index tells."""
-    image = index.images[np.searchsorted(index.images["first_member"], row, side="right") - 1]
     left = (row - int(image["first_member"])) * COLUMN
     width = int(image["width"]) if image["members"] == 1 else min(COLUMN, int(image["width"]) - left)
     try:
@@ -206,6 +211,40 @@ def decoding_fault(index: ShardSet, row: int, content: bytes) -> str | None:
     except ValueError as error:
         return f"does not decode: {error}"
     return None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one tar. Columns of records are copied once; a search in them as they lie copies them each time."""
+
+    first: int  # of members.npy
+    stop: int
+    images: np.ndarray  # their first members
+    first_image: int
+    places: np.ndarray  # their first images
+    first_place: int
+
+    @classmethod
+    def of(cls, index: ShardSet, shard: int) -> _Rows:
+        """Those of tar number `shard`."""
+        first, stop = np.searchsorted(index.members["shard"], [shard, shard + 1]).tolist()
+        image, end = np.searchsorted(index.images["first_member"], [first, stop]).tolist()
+        place, last = np.searchsorted(index.places["first_image"], [image, end]).tolist()
+        images, places = index.images["first_member"][image:end], index.places["first_image"][place:last]
+        return cls(first, stop, images.copy(), image, places.copy(), place)
+
+    @property
+    def all(self) -> np.ndarray:
+        """Rows of members.npy."""
+        return np.arange(self.first, self.stop)
+
+    def image_of(self, row: int) -> int:
+        """The image that a stored file belongs to."""
+        return self.first_image + int(np.searchsorted(self.images, row, side="right")) - 1
+
+    def place_of(self, image: int) -> int:
+        """The place that an image belongs to."""
+        return self.first_place + int(np.searchsorted(self.places, image, side="right")) - 1
 
 
 def _open(folder: Path) -> ShardSet:

@@ -82,7 +82,10 @@ class Workspace:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out}: already holds something; name a new folder or remove it first")
         for folder in (self.set, self.parts):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--out {self.out}: no folder can be made there: {error.strerror}") from None
         remedy = f"wait for it, or remove {self.folder} when no build runs"
         whole, share = self.folder / ".lock", self.folder / f".lock-{part}-of-{parts}"
         with sole_owner(whole, remedy, shared=parts > 1), sole_owner(share, remedy):
@@ -91,6 +94,11 @@ class Workspace:
     def catalogue(self, part: int, parts: int, importer: str) -> Path:
         """Where a machine keeps its catalogue of what `importer`, a name of it, finds."""
         return self.folder / f"catalogue-{part}-of-{parts}-{importer}.sqlite"
+
+    def forget_catalogues(self, part: int, parts: int) -> None:
+        """Remove what a machine noted of the source."""
+        for path in self.folder.glob(f"catalogue-{part}-of-{parts}-*"):
+            path.unlink()
 
     def agreement(self) -> Agreement | None:
         """What was agreed before, None in a new folder."""

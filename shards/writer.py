@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Recipe:
             "quality": self.images.quality,
             "short_side": self.images.short_side,
         }
-        return self.importer.options | {name: f"{value:g}" for name, value in writer.items() if value is not None}
+        return self.importer.options | {name: f"{value:.10g}" for name, value in writer.items() if value is not None}
 
 
 def write_shards(recipe: Recipe, out: Path, workers: int = 1, part: int = 1, parts: int = 1) -> Manifest | None:
@@ -61,11 +62,15 @@ def write_shards(recipe: Recipe, out: Path, workers: int = 1, part: int = 1, par
         agreed = space.agreement()
         if agreed is not None:
             refuse_other_options(agreed.kind, agreed.options, recipe, f"{space.folder}: begun")
+        else:
+            space.forget_catalogues(part, parts)  # of a run that agreed on nothing: the source may have been mended
         catalogue = fill_catalogue(recipe.importer, space, part, parts)
         plans = lay_out(catalogue.places(recipe.layout.min_images), recipe.layout.shard_bytes)
         dropped = partial(dropped_by_scan, catalogue, recipe.layout.min_images)
         counts = Counter(item.reason for item in dropped())
         if not plans:
+            if parts == 1:
+                shutil.rmtree(space.folder)
             raise UserError(no_place(recipe.importer.source, counts))
         space.agree(_agreement(recipe, plans, counts, catalogue), dropped())
         to_do = [plan for plan in share(plans, part, parts) if space.finished(plan.number) is None]

@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_@+=-]{1,120}")  # of a place
 FILE_PATTERN = re.compile(r"[A-Za-z0-9_-]+\.(tar|npy|csv)")  # of a file of the set: a name, never a path
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")  # a sha256, after which a cache names the file
-MEMBER_PATTERN = re.compile(r"([A-Za-z0-9_@+=-]{1,128})\.(place\.json|\d{3}(?:\.t\d{2})?\.jpg)")  # of a file in a tar
+MEMBER_PATTERN = re.compile(r"([A-Za-z0-9_@+=-]{1,130})\.(place\.json|\d{3}(?:\.t\d{2})?\.jpg)")  # of a file in a tar
 MAX_PIXELS = 150 * 10**6  # of an image; a file or record of some bytes can claim far more, and would take it as memory
 MAX_IMAGES = 1000  # photographs in one sample, so that three digits number them
 

@@ -85,7 +85,8 @@ def test_what_does_not_decode_is_unreadable(tmp_path: Path) -> None:
         path = tmp_path / "bad.jpg"
         path.write_bytes(content)
         assert store(path.read_bytes, None, ImageOptions()) == "unreadable"
-    assert store((tmp_path / "absent.jpg").read_bytes, None, ImageOptions()) == "unreadable"
+    with pytest.raises(FileNotFoundError):  # not the image's fault
+        store((tmp_path / "absent.jpg").read_bytes, None, ImageOptions())
 
 
 @settings(max_examples=100, deadline=None)
@@ -121,3 +122,22 @@ def test_a_file_that_claims_a_huge_image_is_not_decoded(tmp_path: Path) -> None:
     frame = claims.index(b"\xff\xc0")
     claims[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # height and width
     assert store(lambda: bytes(claims), None, ImageOptions()) == "more than 150 megapixels"
+
+
+def test_what_is_no_full_turn_is_no_panorama(tmp_path: Path) -> None:
+    crop = save(tmp_path / "crop.jpg", 1, width=512, height=512)
+    assert store(crop.read_bytes, True, ImageOptions()) == "no panorama: less than twice as wide as high"
+
+
+def test_colours_that_are_rgb_by_name_alone_are_kept(tmp_path: Path) -> None:
+    red = Image.new("RGB", (640, 64), (200, 30, 0))
+    red.save(tmp_path / "rgb.jpg", quality=95, keep_rgb=True)
+    content = bytearray((tmp_path / "rgb.jpg").read_bytes())
+    for marker in (b"\xff\xee", b"\xff\xe0"):  # Adobe and JFIF: without them the names of the components decide
+        while (at := content.find(marker, 0, content.index(b"\xff\xc0"))) >= 0:
+            del content[at : at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")]
+    result = store(lambda: bytes(content), None, ImageOptions())
+    assert isinstance(result, StoredImage)
+    assert len(result.files) == 3
+    for column in result.files:
+        assert np.abs(decode(column) - [200, 30, 0]).max() < 12

@@ -105,6 +105,11 @@ def test_other_options_and_other_importers_are_refused(source: Path, folder: Pat
         build.main(["synthetic", "--places", "2", "--out", str(folder), "--repair"])
 
 
+def test_a_part_of_a_repair_is_refused(source: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="leave --part out"):
+        build.main(command(source, folder, "--repair", "--part", "1/2"))
+
+
 def test_a_damaged_manifest_cannot_be_repaired(source: Path, folder: Path) -> None:
     damage(folder / "manifest.json", "truncated")
     with pytest.raises(UserError, match="not readable as the manifest"):

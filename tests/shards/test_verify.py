@@ -161,3 +161,8 @@ def test_another_version_and_broken_json_are_refused(folder: Path) -> None:
     path.write_text(text[:100])
     with pytest.raises(UserError, match="not readable as the manifest"):
         verify.main([str(folder)])
+
+
+def test_a_set_at_a_url_is_not_verified() -> None:
+    with pytest.raises(UserError, match="only folders are verified"):
+        verify.main(["http://127.0.0.1/set"])

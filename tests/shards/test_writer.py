@@ -293,6 +293,51 @@ def test_a_build_does_not_go_on_with_another_source(source: Path, tmp_path: Path
         build.main(command(moved, tmp_path / "set", "--part", "3/9"))
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_build_that_is_told_to_stop_stops_in_the_middle(tmp_path: Path, number: int, status: int) -> None:
+    city = ["synthetic", "--places", "400", "--views", "8", "--size", "200", "--shard-mb", "1", "--workers", "2"]
+    program = [sys.executable, str(ROOT / "shards/build.py"), *city, "--out", str(tmp_path / "set")]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    parts = tmp_path / "set.building/parts"
+    while process.poll() is None and not list(parts.glob("*.json")):
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, told = process.communicate()
+    assert process.returncode == status
+    assert "Traceback" not in told
+    assert len(list(parts.glob("*.json"))) < 20
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_source_that_was_mended_is_looked_at_again(tmp_path: Path) -> None:
+    source = tree(tmp_path / "photos", places=1, images=1)
+    with pytest.raises(UserError, match="no usable place"):
+        build.main(command(source, tmp_path / "set"))
+    save(source / "place00" / "b.jpg", 5)
+    build.main(command(source, tmp_path / "set"))
+    assert ShardSet.open(tmp_path / "set").manifest.images == 2
+
+
+def test_a_source_that_goes_away_ends_the_build_and_drops_nothing(source: Path, tmp_path: Path) -> None:
+    there = Path(shutil.copytree(source, tmp_path / "photos"))
+    build.main(command(there, tmp_path / "set", "--part", "1/2", "--workers", "1"))
+    there.rename(tmp_path / "elsewhere")
+    recipe = tmp_path / "set.building"
+    catalogue = next(recipe.glob("catalogue-1-of-2-*"))
+    shutil.copy(catalogue, recipe / catalogue.name.replace("1-of-2", "2-of-2"))
+    save(there / "other" / "0.jpg", 1)
+    with pytest.raises(UserError, match=r"place.*jpg: found by the scan and gone now .*; bring the source back"):
+        build.main(command(there, tmp_path / "set", "--part", "2/2", "--workers", "2"))
+
+
+def test_a_file_too_large_to_hold_is_left_out(tmp_path: Path) -> None:
+    source = tree(tmp_path / "photos", places=1, images=2)
+    with (source / "place00" / "huge.jpg").open("wb") as handle:
+        handle.truncate(300 * 2**30)
+    build.main(command(source, tmp_path / "set"))
+    assert ShardSet.open(tmp_path / "set").manifest.dropped == {"larger than 512 MiB": 1}
+
+
 def test_two_builds_do_not_meet_in_one_folder(source: Path, tmp_path: Path) -> None:
     space = Workspace(tmp_path / "set")
     build.main(command(source, tmp_path / "set", "--part", "1/9", "--workers", "1"))

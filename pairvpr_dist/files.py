@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from pairvpr_dist.errors import UserError
 @contextmanager
 def replaced_when_done(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name `path` when the block ends without an exception."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Machines that share a disk may share process numbers.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
     try:
         yield aside
         with aside.open("rb") as handle:

@@ -29,6 +29,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import RemoteConfig
 
 PIECE = 8 * 2**20  # bytes of a long file that are asked for, or waited for, at a time
+SLOWEST = 1024  # bytes a second; a server that gives less has failed
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second attempt and at most
 LONGEST_MESSAGE = 300  # letters of what a library or server says
 PARTIAL, BEYOND_END = 206, 416  # HTTP: a range as asked for; the file ends before it
@@ -74,15 +75,20 @@ class Remote:
         attempts = _Attempts(f"{self.url}/{name}", self.config)
         offset = 0
         while True:
+            begin, came = time.monotonic(), 0
             try:
                 for piece in self._pieces(attempts.url, offset):
-                    offset += len(piece)
-                    attempts.restart()
+                    offset, came = offset + len(piece), came + len(piece)
+                    elapsed = time.monotonic() - begin
+                    if elapsed > self.config.timeout and came < SLOWEST * elapsed:
+                        raise ShortAnswer(f"only {came} bytes came in {elapsed:.0f} s")
                     yield piece
                 if size is None or offset >= size:
                     return
-                attempts.failed(ShortAnswer(f"{offset} of {size} bytes came"))
+                raise ShortAnswer(f"{offset} of {size} bytes came")
             except Exception as error:
+                if came > SLOWEST * (time.monotonic() - begin):
+                    attempts.restart()
                 attempts.failed(error)
 
     def _pieces(self, url: str, offset: int) -> Iterator[bytes]:
@@ -239,8 +245,11 @@ def _imported(module: str, extra: str) -> Any:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the next attempt would fail alike: the server said so, or there are no credentials."""
-    if isinstance(error, (FileNotFoundError, PermissionError)) or type(error).__name__ == "NoCredentialsError":
+    """Whether the next attempt would fail alike: the server said so, there are no credentials, or that is no URL."""
+    if (
+        isinstance(error, (FileNotFoundError, PermissionError, ValueError))
+        or type(error).__name__ == "NoCredentialsError"
+    ):
         return True
     status = getattr(error, "status", None) or getattr(error, "code", None)  # of aiohttp; of gcsfs
     if isinstance(status, int):

@@ -19,7 +19,7 @@ class FileServer:
 
     folder: Path
     ranges: bool = True
-    fault: str = ""  # a status as digits, stall, cut, short, reset, flip
+    fault: str = ""  # a status as digits, stall, drip, cut, short, reset, flip
     pattern: str = ""
     count: int = 10**9
     requests: Counter[str] = field(default_factory=Counter)  # by name of the file
@@ -77,11 +77,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.files._stop.wait(20)
             self.close_connection = True
             return
+        elif fault == "drip":
+            self._drip(status, content)
+            return
         elif fault == "reset":
             self.close_connection = True
             self.connection.close()
             return
         self._send(status, content, name, cut=len(content) // 2 if fault == "cut" else None)
+
+    def _drip(self, status: int, content: bytes) -> None:
+        """A byte now and then, without end."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while not self.files._stop.wait(0.02):
+                self.wfile.write(content[:1])
+        except OSError:  # the reader has seen enough
+            return
 
     def _send(self, status: int, content: bytes, name: str = "", cut: int | None = None) -> None:
         self.send_response(status)

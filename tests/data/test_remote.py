@@ -117,6 +117,7 @@ def test_faults_that_pass_are_not_seen(server: FileServer, cache: Path, built: P
         ("cut", "3 attempts in . s failed"),
         ("short", "3 attempts in . s failed"),
         ("reset", r"3 attempts in . s failed: [^\n]*(Disconnected|reset)"),
+        ("drip", r"3 attempts in . s failed: .* (no answer within|only \d+ bytes came)"),
         ("stall", r"3 attempts in . s failed: .* no answer within data\.remote\.timeout=0\.3 s"),
         ("404", "cannot be read: ClientResponseError: 404"),
         ("403", "cannot be read: ClientResponseError: 403"),

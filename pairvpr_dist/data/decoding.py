@@ -39,23 +39,8 @@ class Box(NamedTuple):
     height: int
 
 
-class Scratch:
-    """Memory for one decoded image after another, so that not each takes pages of its own; the next overwrites it."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def of(self, size: int) -> np.ndarray:
-        """At least `size` bytes."""
-        if len(self._memory) < size:
-            self._memory = np.empty(size, np.uint8)
-        return self._memory
-
-
-def decode(content: bytes, width: int, height: int, scale: int = 1, scratch: Scratch | None = None) -> np.ndarray:
+def decode(content: bytes, width: int, height: int, scale: int = 1) -> np.ndarray:
     """A stored JPEG, `width` x `height` pixels, at 1 / scale (1 or 2) of its size: uint8 (h, w, 3) RGB.
-
-    It lies in `scratch` where that is given.
 
     Raises `Undecodable`, also for another size, which the header tells before anything is decoded.
     """
@@ -64,8 +49,7 @@ def decode(content: bytes, width: int, height: int, scale: int = 1, scratch: Scr
         if found != (height, width):
             raise Undecodable(f"it has {found[1]} x {found[0]} pixels, the index says {width} x {height}")
         least = {"min_width": -(-width // scale), "min_height": -(-height // scale)}
-        room = None if scratch is None else scratch.of(least["min_width"] * least["min_height"] * 3)
-        pixels: np.ndarray = simplejpeg.decode_jpeg(content, "RGB", **least, buffer=room)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(content, "RGB", **least)
     except ValueError as error:
         raise Undecodable(str(error)) from None
     return pixels

@@ -47,7 +47,6 @@ class PlaceReader:
     def __init__(self, corpus: Corpus, views: int, augment: AugmentConfig, image_size: int, seed: int) -> None:
         self.corpus, self.views, self.augment = corpus, views, augment
         self.image_size, self.seed = image_size, seed
-        self._scratch = decoding.Scratch()
 
     def draw(self, rows: np.ndarray, epoch: int, repeats: np.ndarray) -> list[DrawnPlace]:
         """What the places at rows (n,) of the corpus show that came `repeats` (n,) times before in the epoch.
@@ -72,7 +71,7 @@ class PlaceReader:
             return place.crops
         try:
             for crop, seed, view in zip(place.crops, place.rand_augment, out, strict=True):
-                decoding.resize_into(read_pixels(place.shard_set, crop, self._scratch), view)
+                decoding.resize_into(read_pixels(place.shard_set, crop), view)
                 if self.augment.rand_augment_ops:
                     view[:] = decoding.rand_augment(view, self.augment.rand_augment_ops, seed)
         except BadMember as error:
@@ -109,30 +108,28 @@ class PlaceReader:
         return Crop(first_member, members, width, height, box, scale)
 
 
-def read_pixels(shard_set: ShardSet, crop: Crop, scratch: decoding.Scratch | None = None) -> np.ndarray:
-    """The pixels of a crop, scaled, uint8 (h, w, 3), in `scratch` perhaps. Raises `BadMember`."""
+def read_pixels(shard_set: ShardSet, crop: Crop) -> np.ndarray:
+    """The pixels of a crop, scaled, uint8 (h, w, 3). Raises `BadMember`."""
     left, top, width, height = (side // crop.scale for side in crop.box)
     rows = slice(top, top + height)
     if crop.members == 1:
         content = shard_set.read_member(crop.first_member)
-        return _decode(shard_set, crop, 0, content, scratch)[rows, left : left + width]
+        return _decode(shard_set, crop, 0, content)[rows, left : left + width]
     pixels, filled = np.empty((height, width, 3), np.uint8), 0
     pieces = panorama.pieces(left, width, crop.width // crop.scale, COLUMN // crop.scale)
     for run in panorama.runs(pieces):
         contents = shard_set.read_members(crop.first_member + run[0].column, len(run))
         for (column, start, stop), content in zip(run, contents, strict=True):
             target = slice(filled, filled + stop - start)
-            pixels[:, target] = _decode(shard_set, crop, column, content, scratch)[rows, start:stop]
+            pixels[:, target] = _decode(shard_set, crop, column, content)[rows, start:stop]
             filled = target.stop
     return pixels
 
 
-def _decode(
-    shard_set: ShardSet, crop: Crop, column: int, content: bytes, scratch: decoding.Scratch | None
-) -> np.ndarray:
+def _decode(shard_set: ShardSet, crop: Crop, column: int, content: bytes) -> np.ndarray:
     """The file of one column of an image, or of the whole one."""
     width = crop.width if crop.members == 1 else min(COLUMN, crop.width - column * COLUMN)
     try:
-        return decoding.decode(content, width, crop.height, crop.scale, scratch)
+        return decoding.decode(content, width, crop.height, crop.scale)
     except decoding.Undecodable as error:
         raise shard_set.bad_member(crop.first_member + column, str(error)) from None

@@ -5,6 +5,7 @@ import pickle
 import re
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def test_same_global_batches_for_any_number_of_ranks(mixture: list[str], single_
     config = data_config(mixture, single_city)
     expected = digests(epoch_of(loader(config), 3))
     assert len(expected) == loader(config).steps_per_epoch == (7 if single_city else 8)
+    for world in (1, 2, 3):
+        assert digests(global_batches(config, world, 3)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_weighted_mixture_is_the_same_for_any_number_of_ranks_and_workers(mixture: list[str], workers: int) -> None:
+    expected = digests(epoch_of(loader(replace(data_config(mixture), weights=[0.5, 2.0])), 3))
+    assert len(expected) == (36 // 2 + 13 * 2) // GLOBAL
+    config = replace(data_config(mixture, workers=workers), weights=[0.5, 2.0])
     for world in (1, 2, 3):
         assert digests(global_batches(config, world, 3)) == expected
 

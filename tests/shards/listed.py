@@ -1,13 +1,16 @@
-"""An importer of pictures of our own, for the tests of shards/."""
+"""An importer of pictures of our own, and a manifest that agrees with damage, for the tests of shards/."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from photographs import scene
 
 from shards.importers import Dropped, Found
+from shards.records import file_record
 
 BROKEN = "broken"  # images of this name do not decode
 
@@ -43,3 +46,12 @@ def place(key: str, images: int, width: int = 48, city: str = "Lund", size: int 
 
 def broken(key: str, size: int = 1000) -> Found:
     return Found(key, f"{key}/{BROKEN}", size)
+
+
+def readmit(folder: Path, name: str) -> None:
+    """Make the manifest agree with a file as it now is, so that only its content can give it away."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for record in [*manifest["shards"], *manifest["index"], manifest["dropped_list"]]:
+        if record["name"] == name:
+            record.update(vars(file_record(folder / name)))
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -1,4 +1,3 @@
-import json
 import shutil
 import tarfile
 import zlib
@@ -7,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from listed import readmit
 from photographs import save, tree
 
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.errors import UserError
 from shards import build, verify
-from shards.records import file_record
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,6 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 def faults(folder: Path, **options: Any) -> list[str]:
     return verify.verify(folder, verify.read_manifest(folder), **options)
-
-
-def readmit(folder: Path, name: str) -> None:
-    """Make the manifest agree with a file as it now is, so that only its content can give it away."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for record in [*manifest["shards"], *manifest["index"], manifest["dropped_list"]]:
-        if record["name"] == name:
-            record.update(vars(file_record(folder / name)))
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def flip(path: Path, offset: int) -> None:

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listed import Listed, place
+from listed import Listed, place, readmit
 
 from pairvpr_dist.data.index import read_manifest
 from pairvpr_dist.errors import UserError
 from shards.images import ImageOptions
 from shards.layout import Layout
-from shards.records import file_record
 from shards.verify import verify
 from shards.writer import Recipe, write_shards
 
@@ -35,15 +34,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stream = [*place("a", 3), *place("big", 5), *place("wide", 2, 600, east=1.0, north=1.0, heading=3.0)]
     write_shards(Recipe(Listed(stream), Layout(shard_bytes=8000, images_per_sample=3), ImageOptions()), out)
     return out
-
-
-def readmit(folder: Path, name: str) -> None:
-    """Make the manifest agree with a file as it now is."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for record in [*manifest["shards"], *manifest["index"], manifest["dropped_list"]]:
-        if record["name"] == name:
-            record.update(vars(file_record(folder / name)))
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def check(built: Path, folder: Path, name: str, content: bytes) -> None:

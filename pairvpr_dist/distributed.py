@@ -19,18 +19,27 @@ from pairvpr_dist.errors import UserError
 T = TypeVar("T")
 NO_TIMEOUT = timedelta(days=365)  # a rank may wait for another's data or checkpoint for hours
 
+_store: dist.Store | None = None
 
-def start() -> torch.device:
-    """Join the process group that the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...) names.
 
-    Returns this process's device: its GPU where there is one (NCCL), else the CPU (gloo).
+def start(store: dist.Store | None = None) -> torch.device:
+    """Join the process group through `store`, or where the environment (MASTER_ADDR, MASTER_PORT) says.
+
+    RANK, WORLD_SIZE and LOCAL_RANK come from the launcher's environment in both cases. Returns this process's device:
+    its GPU where there is one (NCCL), else the CPU (gloo).
     """
-    import deepspeed
-
+    global _store
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False, timeout=NO_TIMEOUT)
+    me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _store = store if store is not None else next(iter(dist.rendezvous("env://", me, world, timeout=NO_TIMEOUT)))[0]
+    backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=_store, rank=me, world_size=world, timeout=NO_TIMEOUT)
+
+    import deepspeed  # slow to import, and a rank that waits for others need not wait for that first
+
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
@@ -38,6 +47,17 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def messages(name: str) -> dist.Store:
+    """A key-value store that all ranks share, with a connection of its own: threads may use it beside training."""
+    assert _store is not None, "only in a started process group"
+    return dist.PrefixStore(name, _store.clone())
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """A new group over gloo for what does not concern the GPU; every rank must call. None in a lone process."""
+    return dist.new_group(backend="gloo", timeout=NO_TIMEOUT) if world_size() > 1 else None
 
 
 def rank() -> int:

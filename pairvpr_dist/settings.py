@@ -207,8 +207,16 @@ class TrainConfig:
     log_every: int  # steps between two lines of metrics.jsonl
     validate_every: int  # steps between two validations; 0: only at the end
     checkpoint_every: int  # steps between two checkpoints; one is always written at the end
-    keep_checkpoints: int
-    max_skipped_steps: int  # this many non-finite steps in a row end the run
+    keep_checkpoints: int  # this many newest checkpoints stay
+    keep_every: int  # checkpoints of the multiples of this step stay for ever; 0: none
+    best_metric: str | None  # a metric of validation; the checkpoint of its best value stays; none: no such
+    best_is: str  # min or max
+    self_check: bool  # before the first step: one step, save, load and compare
+    max_skipped_steps: int  # this many non-finite steps in a row end the run, or rewind it
+    max_rewinds: int  # times that a run returns to its last good checkpoint, past the bad data, before it ends
+    hang_timeout: float  # seconds that any rank may take over one step before the watchdog ends the run; 0: never
+    profile_steps: list[int]  # first and last step that torch's profiler records; empty: none
+    wandb: str | None  # project of Weights & Biases to which TensorBoard's curves are copied; none: not
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
@@ -218,17 +226,25 @@ class TrainConfig:
         _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "must be positive")
         for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
+        for key in ("validate_every", "keep_every", "max_rewinds", "hang_timeout"):
+            _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "must be 0 or more")
+        _require(self.best_is in ("min", "max"), "train.best_is", self.best_is, "must be min or max")
+        steps = self.profile_steps
+        _require(not steps or (len(steps) == 2 and 0 < steps[0] <= steps[1]), "train.profile_steps", steps,
+                 "must be empty, or the first and the last step")  # fmt: skip
 
 
 @dataclass
 class LaunchConfig:
-    """Processes of this machine."""
+    """Processes of a job."""
 
-    processes: int
+    processes: int  # over all machines
     threads: int | None  # CPU threads per process; none: the cores shared out
+    max_restarts: int  # starts in a row that may fail without a new checkpoint, beside the first
 
     def __post_init__(self) -> None:
         _require(self.processes > 0, "launch.processes", self.processes, "must be positive")
+        _require(self.max_restarts >= 0, "launch.max_restarts", self.max_restarts, "must be 0 or more")
 
 
 @dataclass

@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 
 FREE_KEYS = {
     "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
-    "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped_steps",
-    "data.max_bad_places", "data.max_bad_share",
+    "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
+    "train.best_metric", "train.best_is", "train.self_check", "train.max_skipped_steps", "train.max_rewinds",
+    "train.hang_timeout", "train.profile_steps", "train.wandb", "data.max_bad_places", "data.max_bad_share",
 }  # fmt: skip
 FREE_SECTIONS = ("launch.", "data.remote.")
 RESCUE_KEYS = {"optim.lr", "optim.clip_grad_norm"}  # a diverged run may go on with gentler ones

@@ -1,7 +1,8 @@
 """What happened to a run: `history.jsonl` in a stage's folder, a line an event, over all its starts.
 
-Contract: only rank 0 writes, a line at a time; every line has `time` (seconds since 1970), `event` and `step`. A line
-torn by a kill is left out when read. Nothing that training does depends on it, except how often it is started again.
+Contract: one rank writes, rank 0 unless it is what hangs, a line at a time; every line has `time` (seconds since 1970),
+`event` and `step`. A line torn by a kill is left out when read. Nothing that training does depends on it, except how
+often it is started again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ PROGRESS = (CHECKPOINT, STOPPED, ENDED)
 
 def add_event(folder: Path, event: str, step: int, **facts: Any) -> None:
     """Append a line on rank 0; other ranks do nothing."""
-    if rank() != 0:
-        return
+    if rank() == 0:
+        append_event(folder, event, step, **facts)
+
+
+def append_event(folder: Path, event: str, step: int, **facts: Any) -> None:
+    """Append a line on whatever rank: one speaks for all where rank 0 hangs."""
     with (folder / FILE).open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"time": round(time.time(), 3), "event": event, "step": step, **facts}) + "\n")
 

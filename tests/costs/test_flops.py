@@ -1,0 +1,62 @@
+"""Operations of the model, against what torch counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pairvpr_dist.config import load_config
+from pairvpr_dist.costs.flops import (
+    decoder_flops,
+    encoder_flops,
+    training_flops_per_place,
+)
+from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.settings import TrainingConfig
+
+SIZES = ("tiny", "vits", "vitb", "vitl", "vitg")
+PLACES = 2
+
+
+def config_of(stage: str, size: str, *changes: str) -> TrainingConfig:
+    return load_config(stage, size, ["data.shards=[unused]", f"run={Path('unused')}", *changes])
+
+
+def counted_step(config: TrainingConfig) -> float:
+    """Operations a place, as torch counts them while the model of a stage runs forward and backward."""
+    with torch.device("meta"):
+        model = PairVPR(config.model)
+        images = torch.empty(PLACES, config.data.images_per_place, 3, config.model.image_size, config.model.image_size)
+        mask = torch.empty(PLACES, (config.model.image_size // 14) ** 2, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        if config.stage == "stage1":
+            model.reconstruct(images[:, 0], mask, images[:, 1]).sum().backward()
+        else:
+            described = model.describe(images.flatten(0, 1))
+            twice = torch.cat([described.dense, described.dense])
+            (model.score_pairs(twice, twice).sum() + described.descriptors.sum()).backward()
+    return counter.get_total_flops() / PLACES
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_step_costs_what_torch_counts(stage: str, size: str) -> None:
+    config = config_of(stage, size)
+    assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_frozen_blocks_run_forward_only(frozen: int) -> None:
+    config = config_of("stage1", "tiny", f"model.frozen_blocks={frozen}")
+    assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
+
+
+def test_the_known_costs_of_the_published_model() -> None:
+    """One pair of ViT-G costs 2.62 TFLOP in stage 1, one image of 224 pixels 608 GFLOP."""
+    config = config_of("stage1", "vitg")
+    assert encoder_flops(config.model) == pytest.approx(608e9, rel=0.01)
+    assert training_flops_per_place(config) == pytest.approx(2.62e12, rel=0.01)
+    assert 3 * decoder_flops(config.model, class_token=False) == pytest.approx(0.19e12, rel=0.03)

@@ -40,9 +40,7 @@ class Sight(NamedTuple):
 
     def renewed(self, place: Place, beat: int, now: float) -> Sight:
         """With what the rank says at `now`."""
-        return Sight(
-            place, self.moved if place == self.place else now, beat, self.alive if beat == self.beat else now
-        )
+        return Sight(place, self.moved if place == self.place else now, beat, self.alive if beat == self.beat else now)
 
     def patience(self, timeout: float) -> float:
         """Seconds after which the rank counts as lost."""
@@ -65,6 +63,18 @@ class Hang(NamedTuple):
         who = ", ".join(f"rank {rank} on {host}" for rank, host in zip(self.ranks, self.hosts, strict=True))
         what = "no sign of life" if self.silent else "no movement"
         return f"{what} for {self.seconds:.0f} s from {who}, last in phase '{self.phase}' of step {self.step}"
+
+
+def find_lost(sights: Mapping[int, Sight], hosts: Sequence[str], now: float, timeout: float) -> Hang | None:
+    """The ranks that the run waits for in vain, if there are any.
+
+    A rank that stops is also one that does not move any more; of the ranks at its place, it alone is then named.
+    """
+    if silent := find_silent(sights, hosts, now, timeout):
+        return silent
+    stuck = find_stuck(sights, hosts, now, timeout)
+    silent = find_silent(sights, hosts, now, timeout / 2) if stuck else None
+    return silent._replace(patience=2 * silent.patience) if silent else stuck
 
 
 def find_silent(sights: Mapping[int, Sight], hosts: Sequence[str], now: float, timeout: float) -> Hang | None:
@@ -92,9 +102,7 @@ def find_stuck(sights: Mapping[int, Sight], hosts: Sequence[str], now: float, ti
     return _hang(behind, hosts, still, timeout, False) if stuck else None
 
 
-def _hang(
-    sights: Mapping[int, Sight], hosts: Sequence[str], seconds: float, timeout: float, silent: bool
-) -> Hang:
+def _hang(sights: Mapping[int, Sight], hosts: Sequence[str], seconds: float, timeout: float, silent: bool) -> Hang:
     first = min(sights.values(), key=lambda sight: sight.place.order)
     where = [hosts[rank] for rank in sights]
     return Hang(list(sights), where, silent, *first.place[:2], round(seconds, 1), first.patience(timeout))

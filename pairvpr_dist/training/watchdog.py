@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from pairvpr_dist import distributed
 from pairvpr_dist.distributed import rank, world_size
-from pairvpr_dist.training.hangs import END, SLOW_PHASES, START, Hang, Place, Sight, find_silent, find_stuck
+from pairvpr_dist.training.hangs import END, SLOW_PHASES, START, Hang, Place, Sight, find_lost, find_silent
 from pairvpr_dist.training.history import HUNG, append_event
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ class Watchdog:
         warned: list[int] = []
         seen = time.monotonic()
         while not self._over.wait(self._interval / 2):
-            # Should this thread not come here again, because something holds the interpreter's lock.
-            faulthandler.dump_traceback_later(self._timeout, file=sys.__stderr__)
+            # In case something holds the interpreter's lock and this thread never comes here again.
+            faulthandler.dump_traceback_later(self._timeout / 2, file=sys.stderr)
             passed = time.monotonic() - seen
             seen += passed
             self._clock += min(passed, self._interval)  # more means that the job was suspended
@@ -135,10 +135,11 @@ class Watchdog:
     def _lost(self, timeout: float) -> Hang | None:
         """The ranks that this one believes lost."""
         if self._store_is_silent(timeout):
-            return Hang([0], self._hosts[:1], True, *self._sights[0].place[:2], self._clock - self._heard, timeout)
-        sights = dict(self._sights)
-        hang = find_silent(sights, self._hosts, self._heard, timeout)
-        return hang or (find_stuck(sights, self._hosts, self._heard, timeout) if rank() == 0 else None)
+            return Hang(
+                [0], self._hosts[:1], True, *self._sights[0].place[:2], round(self._clock - self._heard, 1), timeout
+            )
+        find = find_lost if rank() == 0 else find_silent  # the others do not see for whom rank 0 waits
+        return find(dict(self._sights), self._hosts, self._heard, timeout)
 
     def _store_is_silent(self, timeout: float) -> bool:
         """Whether the process that holds the store, rank 0 or one of its machine, is gone."""

@@ -140,7 +140,7 @@ def _check_compiler() -> None:
 
 
 def _differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
-    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
+    flat_old, flat_new = flatten(to_dict(old)), flatten(to_dict(new))
     differing = [key for key in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(key) != flat_new.get(key)]
     for key in RESCUE_KEYS.intersection(differing):
         log.warning("%s was %s and is %s from here on", key, flat_old[key], flat_new[key])
@@ -151,8 +151,9 @@ def _differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
     ]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their whole keys, as `data.remote.cache`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

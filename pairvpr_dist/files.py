@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log in JSON, none where it does not exist; a last line torn by a killed run is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def cut_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Take off the end of a log in JSON what comes after the last line that `keep` is true of, and a torn line.
+
+    It is cut in place and only its end is read: a kill leaves all or none of it, and a long log costs no more.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = size = len(content)
+        while end > 0:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            if content[end - 2 : end] == b"}\n" and keep(json.loads(content[start:end])):
+                break
+            end = start
+    if end < size:
+        os.truncate(path, end)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Floating point operations of the model and of a training step: pure functions of the configuration.
 
-Contract: only matrix products count (linear layers, the patch embedding, attention), a multiplication and an addition as
-two. Training a part costs three times its forward pass, a frozen part its forward pass alone; what is computed again to
-save memory is no work of the model and does not count. Losses are left out: they are below a thousandth.
+Contract: only matrix products count (linear layers, the patch embedding, attention), a multiplication and an addition
+as two. Training a part costs three times its forward pass, a frozen part its forward pass alone; what is computed again
+to save memory is no work of the model and does not count. Losses are left out: they are below a thousandth.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _embedding_flops(model: ModelConfig) -> float:
 
 
 def _encoder_block_flops(model: ModelConfig) -> float:
-    """Attention and MLP; the SwiGLU of ViT-G is sized to have the weights of an MLP four times as wide as the tokens."""
+    """Attention and MLP; the SwiGLU of ViT-G is sized to have as many weights as an MLP of four times the width."""
     width, tokens = preset(model.encoder).dim, patches_per_image(model) + PREFIX
     return _product(tokens, (4 + 8) * width**2) + _attention(tokens, tokens, width)
 

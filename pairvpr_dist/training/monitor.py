@@ -1,7 +1,8 @@
-"""What a run says while it runs: TensorBoard, metrics.jsonl and a progress bar.
+"""What a run says while it runs: metrics.jsonl, TensorBoard, pictures and a progress bar.
 
 Contract: metrics stay on the device between two lines of the log, so nothing synchronises a step. A line is the mean
-over the steps since the last line and over all ranks. Rank 0 writes; a resumed run drops lines of steps it will redo.
+over the steps since the last line and over all ranks. Rank 0 writes. What is written stays, whatever kills the run, and
+a run that goes on drops what it will do again: every step comes once, in metrics.jsonl and in TensorBoard.
 """
 
 from __future__ import annotations
@@ -17,66 +18,68 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.io import write_png
-from tqdm import tqdm
 
-from pairvpr_dist.distributed import rank, sum_over_ranks
-from pairvpr_dist.files import read_json_lines, replaced_when_done, write_text
+from pairvpr_dist.costs.flops import training_flops_per_place
+from pairvpr_dist.distributed import rank, sum_over_ranks, world_size
+from pairvpr_dist.files import cut_json_lines, replaced_when_done
 from pairvpr_dist.objectives.base import Metrics
+from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.history import REWOUND, STARTED, read_history
+from pairvpr_dist.training.profiling import ProfileWindow
+from pairvpr_dist.training.progress_bar import ProgressBar
+from pairvpr_dist.training.usage import own_peak_flops, own_usage, usage_over_ranks
+from pairvpr_dist.training.weights_and_biases import start_wandb
 
 
 class Monitor:
-    """The log of one run below `folder`. Every rank calls; rank 0 writes."""
+    """The log of one start of a run below `folder`, from `first_step` steps on. Every rank calls; rank 0 writes."""
 
-    def __init__(self, folder: Path, title: str, first_step: int, total_steps: int, places_per_batch: int) -> None:
-        self._folder = folder
-        self._places = places_per_batch
+    def __init__(self, folder: Path, config: TrainingConfig, first_step: int, total_steps: int) -> None:
+        self._log = _Log(folder, config, first_step) if rank() == 0 else None
+        self._step = first_step
+        self._places = config.data.places_per_batch
+        peak = own_peak_flops()
+        self._work_of_place = None if peak is None else training_flops_per_place(config) / (peak * world_size())
+        self._bar = ProgressBar(f"{config.stage} {config.size}", first_step, total_steps)
+        self._profile = ProfileWindow(folder, config.train.profile_steps if rank() == 0 else (), first_step + 1)
         self._window: list[Metrics] = []
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._bar = tqdm(total=total_steps, initial=first_step, desc=title, unit="step", disable=rank() != 0)
-        self._board: SummaryWriter | None = None
-        if rank() == 0:
-            _drop_lines_after(folder / "metrics.jsonl", first_step)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def record(self, metrics: Metrics, waited: float) -> None:
         """Keep one step's scalars; `waited` seconds went by until its batch was there."""
         self._window.append(metrics)
         self._waited += waited
-        self._bar.update()
+        self._step += 1
+        self._bar.advance()
+        self._profile.after_step(self._step)
 
     def write_window(self, step: int, extra: dict[str, float]) -> dict[str, float]:
         """Write the mean since the last call as the line of `step` and return it; every rank must call."""
         line = mean_over_ranks(self._window)
-        now = time.perf_counter()
-        seconds = now - self._since
+        seconds = time.perf_counter() - self._since
+        rate = len(self._window) * self._places / seconds
         line |= extra
-        line["places_per_second"] = len(self._window) * self._places / seconds
-        line["data_wait_share"] = self._waited / seconds
-        self._window, self._waited, self._since = [], 0.0, now
+        line["places_per_second"] = rate
+        if self._work_of_place is not None:
+            line["mfu"] = rate * self._work_of_place
+        line |= usage_over_ranks(own_usage(self._waited / seconds), self._window[0]["loss"].device)
+        if self._log is not None:
+            line["restarts"] = self._log.restarts
         self.write(step, line)
-        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['places_per_second']:.0f} places/s")
+        self._bar.tell(line["loss"], rate)
+        self._window, self._waited, self._since = [], 0.0, time.perf_counter()
         return line
 
     def write(self, step: int, line: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same for TensorBoard."""
-        if self._board is None:
-            return
-        finite = {name: value for name, value in line.items() if math.isfinite(value)}  # JSON knows no other
-        with (self._folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
+        if self._log is not None:
+            self._log.write(step, line)
 
     def show(self, step: int, picture: Tensor) -> None:
         """Keep a picture (3, H, W) uint8 as reconstructions/step-NNNNNNNN.png and for TensorBoard."""
-        if self._board is None:
-            return
-        path = self._folder / "reconstructions" / f"step-{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        with replaced_when_done(path) as aside:
-            write_png(picture.cpu(), str(aside))
-        self._board.add_image("reconstruction", picture.cpu(), step)
+        if self._log is not None:
+            self._log.show(step, picture.cpu())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -86,10 +89,48 @@ class Monitor:
         self._since += time.perf_counter() - started
 
     def close(self) -> None:
-        """End bar and TensorBoard file."""
+        """End bar, profile and files."""
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        self._profile.close()
+        if self._log is not None:
+            self._log.close()
+
+
+class _Log:
+    """The files of a run's log, on rank 0."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, first_step: int) -> None:
+        self._folder = folder
+        cut_json_lines(folder / "metrics.jsonl", lambda line: line["step"] <= first_step)
+        # Weights & Biases takes over what is written to a board that is opened after it.
+        self._wandb = start_wandb(folder, config) if config.train.wandb is not None else None
+        # TensorBoard drops what an earlier start wrote from this step on.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        begun = [event for event in read_history(folder) if event["event"] in (STARTED, REWOUND)]
+        self.restarts = max(0, sum(event["event"] == STARTED for event in begun) - 1)
+        if len(begun) > 1:
+            self._board.add_text("restarts", json.dumps(begun[-1]), first_step)
+            self._board.flush()
+
+    def write(self, step: int, line: dict[str, float]) -> None:
+        finite = {name: value for name, value in line.items() if math.isfinite(value)}  # JSON knows no other
+        with (self._folder / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in finite.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()  # else a kill would lose two minutes of it, which the run will not do again
+
+    def show(self, step: int, picture: Tensor) -> None:
+        path = self._folder / "reconstructions" / f"step-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        with replaced_when_done(path) as aside:
+            write_png(picture, str(aside))
+        self._board.add_image("reconstruction", picture, step)
+
+    def close(self) -> None:
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def mean_over_ranks(window: list[Metrics]) -> dict[str, float]:
@@ -99,9 +140,3 @@ def mean_over_ranks(window: list[Metrics]) -> dict[str, float]:
     absent = values.isnan()
     sums = sum_over_ranks(torch.stack([values.masked_fill(absent, 0).sum(0), (~absent).float().sum(0)]))
     return {name: float(total / count) for name, total, count in zip(names, *sums, strict=True)}
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    kept = [line for line in read_json_lines(path) if line["step"] <= step]
-    if path.exists():
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,120 @@
+"""Where the ranks of a job meet: a key-value store that rank 0 holds, found through a file on the shared disk.
+
+Contract: no port is chosen before it is bound, so jobs that share a machine never collide; the file is named by a start
+of a job, so nobody takes one of an earlier start; it is whole or not there, and gone when all have met.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pairvpr_dist.distributed import NO_TIMEOUT
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds
+REMIND = 60.0  # seconds between two lines that say what is waited for
+CONNECT = 10.0  # seconds until an address that does not answer is given up
+
+
+def meet(path: Path, rank: int, world_size: int) -> dist.TCPStore:
+    """The store of a job's ranks; returns when all have it. `path`: a file of this start alone, on a shared disk."""
+    if rank == 0:
+        store = _hold(path)
+    else:
+        store = _find(path)
+    store.add("met", 1)
+    if rank == 0:
+        _wait_for_all(store, world_size, path)
+        path.unlink()
+    return store
+
+
+def _hold(path: Path) -> dist.TCPStore:
+    """Open the store on a port that the system chooses, and publish it."""
+    listening = _listen()
+    port = listening.getsockname()[1]
+    store = dist.TCPStore(
+        "localhost", port, is_master=True, wait_for_workers=False, timeout=NO_TIMEOUT,
+        master_listen_fd=listening.detach(),
+    )  # fmt: skip
+    secret = os.urandom(8).hex()
+    store.set("start", secret)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"hosts": _names_of_this_machine(), "port": port, "start": secret})
+    return store
+
+
+def _listen() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+    return socket.create_server(("", 0), backlog=4096)
+
+
+def _names_of_this_machine() -> list[str]:
+    """What other machines may know this one by, the likeliest first."""
+    return list(dict.fromkeys([socket.gethostname(), socket.getfqdn(), *_address()]))
+
+
+def _address() -> list[str]:
+    """The address of the interface that leads out of this machine, where there is one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address of documentation; nothing is sent
+        except OSError:
+            return []
+        return [probe.getsockname()[0]]
+
+
+def _find(path: Path) -> dist.TCPStore:
+    """Connect to the store of rank 0, once it is published and answers."""
+    reminded = time.monotonic()
+    while True:
+        if (store := _connect(path)) is not None:
+            return store
+        if time.monotonic() - reminded > REMIND:
+            log.info("still waiting for rank 0 and its address in %s", path)
+            reminded = time.monotonic()
+        time.sleep(POLL)
+
+
+def _connect(path: Path) -> dist.TCPStore | None:
+    """The store that `path` tells of; None when it is not there yet, or none of its addresses is right."""
+    try:
+        # Listing the folder makes NFS ask the server, instead of saying again that there is no such file.
+        if path.name not in os.listdir(path.parent):
+            return None
+        told = read_json(path, "where ranks meet")
+    except (OSError, UserError):
+        return None
+    for host in told["hosts"]:
+        if _answers(host, told["port"]):
+            store = dist.TCPStore(host, told["port"], is_master=False, wait_for_workers=False, timeout=NO_TIMEOUT)
+            if store.get("start").decode() == told["start"]:
+                return store
+    return None
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=CONNECT).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_for_all(store: dist.TCPStore, world_size: int, path: Path) -> None:
+    reminded = time.monotonic()
+    while (met := store.add("met", 0)) < world_size:
+        if time.monotonic() - reminded > REMIND:
+            log.info("%d of %d processes have come to %s", met, world_size, path)
+            reminded = time.monotonic()
+        time.sleep(POLL / 10)

@@ -45,25 +45,26 @@ def check_agreement(config: TrainingConfig, folder: Path) -> None:
 
 def own_account(config: TrainingConfig, folder: Path) -> Account:
     """What this rank runs."""
-    values = {
-        **code_digests(Path(pairvpr_dist.__file__).parent),
-        **{f"version of {name}": version(name) for name in PACKAGES},
-        "version of python": platform.python_version(),
-        **{f"configuration {key}": str(value) for key, value in flatten(to_dict(config)).items()},
-        "config.yaml of the run": _digest(folder / "config.yaml"),
-    }
+    values = {"config.yaml of the run": "there" if (folder / "config.yaml").exists() else ABSENT}
+    mistake = None
     try:
         for key, digests in data_content(config).items():
-            for where, digest in zip(getattr(config.data, key), digests, strict=True):
-                values[f"data.{key} {where}"] = digest[:DIGEST]
+            values |= {f"content of data.{key}[{i}]": digest[:DIGEST] for i, digest in enumerate(digests)}
     except UserError as error:
-        return Account(socket.gethostname(), values, str(error))
-    return Account(socket.gethostname(), values, None)
+        mistake = str(error)
+    values |= {f"configuration {key}": str(value) for key, value in flatten(to_dict(config)).items()}
+    values |= {f"version of {name}": version(name) for name in PACKAGES}
+    values |= {"version of python": platform.python_version()}
+    values |= code_digests(Path(pairvpr_dist.__file__).parent)
+    return Account(socket.gethostname(), values, mistake)
 
 
 def code_digests(package: Path) -> dict[str, str]:
     """Digest of every source file below a package's folder."""
-    return {f"code {path.relative_to(package)}": _digest(path) for path in sorted(package.rglob("*.py"))}
+    return {
+        f"code {path.relative_to(package)}": hashlib.sha256(path.read_bytes()).hexdigest()[:DIGEST]
+        for path in sorted(package.rglob("*.py"))
+    }
 
 
 def find_fault(accounts: Sequence[Account]) -> str | None:
@@ -90,7 +91,3 @@ def find_fault(accounts: Sequence[Account]) -> str | None:
 def _differing(values: Mapping[str, str], usual: Mapping[str, str]) -> list[str]:
     said = {name: values.get(name, ABSENT) for name in usual}
     return [f"{name} is {said[name]}, of most {usual[name]}" for name in usual if said[name] != usual[name]]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:DIGEST] if path.exists() else ABSENT

@@ -14,6 +14,7 @@ from small_runs import PLACES, small_config
 
 import pairvpr_dist
 from pairvpr_dist.config import to_yaml
+from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.training.agreement import Account, check_agreement, code_digests, find_fault
 from shards.build import main as build
 
@@ -62,18 +63,18 @@ def test_what_differs_is_named_on_every_rank(city_shards: Path, tmp_path: Path) 
     )
     me = socket.gethostname()
     ours, theirs = (code_digests(package)["code models/patches.py"] for package in (PACKAGE, changed.parents[1]))
-    differs = f"rank 1 on {me} does not run what most ranks run: code models/patches.py is {theirs}, of most {ours};"
-    assert code.startswith(differs)
+    differs = f"code models/patches.py is {theirs}, of most {ours};"
+    assert code.startswith(f"rank 1 on {me} does not run what most ranks run: {differs}")
     assert code.count("of most") == 1
-    assert with_config.startswith(differs)
+    assert differs in with_config
     assert "configuration optim.lr is 0.5, of most" in with_config
-    assert with_shards.startswith(differs)
-    assert f"data.shards {other_shards} is " in with_shards
+    right, wrong = (ShardSet.open(where).manifest.digest[:12] for where in (city_shards, other_shards))
+    assert f"content of data.shards[0] is {wrong}, of most {right};" in with_shards
     assert missing.startswith(f"rank 1 on {me}: {tmp_path / 'no' / 'shards'}")
 
 
 def other_code(folder: Path) -> Path:
-    """A copy of the package in `folder` with one file changed, as a forgotten edit on one machine; returns that file."""
+    """A copy of the package in `folder` with one file changed, as by a forgotten edit; returns that file."""
     shutil.copytree(PACKAGE, folder / "pairvpr_dist", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PACKAGE.parent / "configs", folder / "configs")
     changed = folder / "pairvpr_dist" / "models" / "patches.py"

@@ -1,26 +1,33 @@
 """Training processes on this machine, under torch's elastic agent.
 
-Contract: all processes of a stage end together. A fault that a worker has told in one line stays one line, and the
-exit status is the worker's.
+Contract: all processes of a stage end together. When one fails they are started again from the last checkpoint, unless
+it was the user's mistake, which stays one line, or nothing has come of the last `launch.max_restarts` starts. A signal
+to the launcher is passed on: the processes save and end.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import USER_ERROR_STATUS, UserError
 from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.history import FAILED, add_event
 
-USER_ERROR_STATUS = 2
-STOPPED_STATUS = 130
+log = logging.getLogger(__name__)
+WORKER = "pairvpr_dist.training.worker"
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 def choose_accelerator() -> None:
@@ -35,30 +42,80 @@ def set_environment(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # DeepSpeed compiles with ninja, which stands beside the Python of the environment, activated or not.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    # Else the agent takes these signals and ends the workers before they have saved.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
 
 
 def run_training(config: TrainingConfig, folder: Path) -> None:
-    """Run the workers of one stage to their end; raises `UserError` when one fails."""
+    """Run the workers of one stage to its end; raises `UserError` when they cannot go on.
+
+    A signal that asks to stop ends the program with status 128 + its number, when all is saved.
+    """
+    choose_accelerator()
+    from pairvpr_dist.training.run_folder import is_finished
+
     processes = config.launch.processes
-    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // processes)
-    set_environment(threads)
+    set_environment(config.launch.threads or max(1, (os.cpu_count() or 1) // processes))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    fruitless, newest = 0, _newest(folder)
+    with signals_passed_on() as passed:
+        while True:
+            failure = _start(processes, folder)
+            if passed and not is_finished(folder):
+                print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
+                raise SystemExit(128 + passed[0])
+            if failure is None:
+                return
+            told = f"process {failure.local_rank} ended with {_how(failure)}"
+            fruitless, newest = (0 if _newest(folder) != newest else fruitless) + 1, _newest(folder)
+            add_event(folder, FAILED, 0, reason=told)
+            if fruitless > config.launch.max_restarts:
+                raise UserError(
+                    f"{config.stage}: {told} (its own output is above), and {fruitless} starts in a row made no "
+                    f"checkpoint; the same command goes on from the last checkpoint in {folder}"
+                )
+            log.warning("%s: %s; starting again from the last checkpoint", config.stage, told)
+
+
+@contextmanager
+def signals_passed_on() -> Iterator[list[int]]:
+    """Inside, signals that ask to stop go to the workers; yields the list of those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        for child in psutil.Process().children():
+            if WORKER in child.cmdline():
+                child.send_signal(signal.SIGUSR2)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(processes: int, folder: Path) -> ProcessFailure | None:
+    """One start of all workers: the failure that ended it, None when they ended well. Raises the user's mistake."""
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=1.0,
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.5,
     )  # fmt: skip
     try:
-        elastic_launch(agent, sys.executable)("-m", "pairvpr_dist.training.worker", str(folder))
+        elastic_launch(agent, sys.executable)("-m", WORKER, str(folder))
     except ChildFailedError as error:
         for failure in error.failures.values():  # one that has a reason first: others fail because it is gone
             if failure.exitcode == USER_ERROR_STATUS:
                 raise UserError(failure.message) from None
-        rank, failure = error.get_first_failure()
-        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
-        raise UserError(
-            f"{config.stage}: process {rank} ended with {how} (its own output is above); the same command goes on "
-            f"from the last checkpoint in {folder}"
-        ) from None
-    except (SignalException, KeyboardInterrupt):
-        print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
-        raise SystemExit(STOPPED_STATUS) from None
+        return error.get_first_failure()[1]
+    return None
+
+
+def _how(failure: ProcessFailure) -> str:
+    return f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
+
+
+def _newest(folder: Path) -> str | None:
+    pointer = folder / "checkpoints" / "latest"
+    return pointer.read_text() if pointer.exists() else None

@@ -57,7 +57,11 @@ def messages(name: str) -> dist.Store:
 
 def host_group() -> dist.ProcessGroup | None:
     """A new group over gloo for what does not concern the GPU; every rank must call. None in a lone process."""
-    return dist.new_group(backend="gloo", timeout=NO_TIMEOUT) if world_size() > 1 else None
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)  # of all ranks, so of this one
+    return group
 
 
 def rank() -> int:
@@ -128,12 +132,21 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def gather_objects(value: T) -> list[T]:
-    """The value of every rank, in rank order, on every rank; values are pickled."""
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The value of every rank, in rank order, on every rank; values are pickled. `group`: a group of all ranks."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group)
+    return gathered
+
+
+def gather_to_rank_0(value: T) -> list[T] | None:
+    """The value of every rank, in rank order, on rank 0; None elsewhere. Values are pickled."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, gathered, dst=0)
     return gathered
 
 

@@ -18,6 +18,8 @@ class UserError(Exception):
     """A mistake in what the user handed in; the message is one line naming the thing and the remedy."""
 
 
+USER_ERROR_STATUS = 2
+
 # What the file system refuses a user, not what we do wrong with it.
 REFUSALS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -32,15 +34,21 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(USER_ERROR_STATUS) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except OSError as error:
-        if error.errno not in REFUSALS:
+        refused = refusal(error)
+        if refused is None:
             raise
-        print(f"error: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print(f"error: {refused}", file=sys.stderr)
+        raise SystemExit(USER_ERROR_STATUS) from None
+
+
+def refusal(error: OSError) -> UserError | None:
+    """What the file system refuses a user, in one line; None for what is a defect of ours."""
+    return UserError(f"{error.filename or 'file system'}: {error.strerror}") if error.errno in REFUSALS else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

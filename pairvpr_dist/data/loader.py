@@ -7,7 +7,9 @@ the one that `EpochPlan.replacements` names, the same on every rerun; `EpochLoad
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -206,8 +208,16 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
 def _leave_signals(_worker: int) -> None:
     """Leave preemption and Ctrl-C, which reach every process of a job, to the training process.
 
-    A worker inherits its handlers and must not run them. SIGTERM needs nothing here: torch has set a handler of its
-    own, by which the DataLoader ends its workers.
+    It still needs this worker for the step that it is in. SIGTERM is also how the DataLoader ends its workers: obeyed
+    when it comes from there.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,37 +1,31 @@
-"""DeepSpeed around an objective, and the whole training state in and out of it.
+"""DeepSpeed around an objective, and the training state in and out of it.
 
-Contract: every DeepSpeed default that changes training is set explicitly. `full_state` and `load_full_state` speak of
-parameters by name and of whole fp32 tensors, so a state fits any ZeRO stage and any number of processes; what ZeRO
-does not own (frozen parameters, buffers) is part of it.
+Contract: every DeepSpeed default that changes training is set explicitly. `part` and `load` speak of stretches of the
+flattened fp32 parameters and moments by name, so what ranks have saved fits any ZeRO stage and any number of ranks;
+what ZeRO does not own (frozen parameters, buffers) is part of it. Neither is collective: a rank gives what it holds.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import deepspeed
 import torch
-import torch.nn.functional as F
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from pairvpr_dist.data.loader import Batch
-from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.distributed import gather_to_rank_0, rank, world_size
 from pairvpr_dist.objectives.base import Metrics, Objective
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.optimizer import build_optimizer
 
+WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000  # numbers per bucket of gradient reduction and parameter gathering
 
@@ -68,23 +62,21 @@ def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str
     }
 
 
-def own_part(parameter: Any, value: Tensor) -> Tensor:
-    """This rank's part of a whole value at ZeRO-3, which deals out equal parts and pads the last.
-
-    DeepSpeed's own setter of whole values does not pad: it fails where the number of ranks does not divide them.
-    """
-    size = parameter.ds_tensor.numel()
-    padded = F.pad(value.flatten(), (0, size * world_size() - value.numel()))
-    return padded[rank() * size : (rank() + 1) * size]
+def even_share(numbers: int, rank: int, world: int) -> range:
+    """The stretch of a flattened tensor that a rank saves of what all of them hold whole. Pure."""
+    return range(numbers * rank // world, numbers * (rank + 1) // world)
 
 
 @dataclass
-class FullState:
-    """Everything a run needs to go on, whole, on the CPU, fp32."""
+class Stretch:
+    """Neighbouring numbers of a flattened tensor."""
 
-    model: dict[str, Tensor]  # parameters and buffers of PairVPR
-    moments: dict[str, Tensor]  # "exp_avg/<parameter>", "exp_avg_sq/<parameter>"
-    updates: int  # optimizer steps taken
+    start: int
+    values: Tensor  # (n,)
+
+
+Part = dict[str, Stretch]  # "weight/<parameter or buffer>", "exp_avg/<parameter>", "exp_avg_sq/<parameter>"
+Read = Callable[[str, int, int], Tensor]  # key, start, numbers -> fp32 on the CPU
 
 
 class Engine:
@@ -94,9 +86,9 @@ class Engine:
         bf16 = uses_bf16(config)
         model = objective.model
         # DeepSpeed rounds frozen parameters to bf16; the checkpoint keeps them as they came.
-        frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        frozen = ((n, p) for n, p in model.named_parameters() if not p.requires_grad)
+        self._constant = _shares(chain(frozen, model.named_buffers()))
         masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if bf16 else {}
-        self._frozen = frozen if rank() == 0 else {}
         self._optimizer = build_optimizer(model, config.optim)
         self._plain_norm: Tensor | None = None
         self.engine, *_ = deepspeed.initialize(
@@ -107,9 +99,9 @@ class Engine:
         self.objective: Objective = self.engine.module
         self._copies = self._fp32_copies()
         self._materialise_optimizer_state()
-        for name, parameter in self._trained():
-            if name in masters:
-                self._set_fp32(parameter, masters[name].to(self.engine.device))
+        for name, parameter in self._trained() if masters else ():
+            for held in self._held(parameter, {WEIGHT}).values():
+                _overwrite(held, masters[name].flatten()[held.start : held.start + held.values.numel()])
 
     @property
     def device(self) -> torch.device:
@@ -141,58 +133,68 @@ class Engine:
         norm = self._plain_norm if self._plain_norm is not None else self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    def full_state(self) -> FullState | None:
-        """Gather the state; every rank must call. Rank 0 gets it, the others None."""
-        model: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
+    def part(self) -> Part:
+        """What this rank saves of the state: views of live tensors; over all ranks every number comes once."""
+        part = dict(self._constant)
         for name, parameter in self._trained():
-            values = {name: self._fp32(parameter)}
-            values |= {f"{moment}/{name}": self._moment(parameter, moment) for moment in MOMENTS}
-            if rank() == 0:
-                model[name] = values.pop(name).detach().cpu().clone()
-                moments |= {key: value.detach().cpu().clone() for key, value in values.items()}
-        if rank() != 0:
-            return None
-        model |= {name: value.float().cpu() for name, value in self._frozen.items()}
-        model |= {name: b.detach().float().cpu().clone() for name, b in self.objective.model.named_buffers()}
-        return FullState(model, moments, self._updates())
+            for kind, held in self._held(parameter).items():
+                stretch = held if self._is_divided(parameter) else _share(held.values)
+                if stretch.values.numel():
+                    part[f"{kind}/{name}"] = stretch
+        return part
 
-    def load_full_state(self, state: FullState) -> None:
-        """Write moments and masters back. The model's own weights must have been loaded before the engine was built."""
+    def updates(self) -> int:
+        """Updates done so far; a skipped step is none."""
+        return int(max(float(state["step"]) for state in self._optimizer.state.values()))
+
+    def load(self, read: Read, updates: int) -> None:
+        """Write fp32 weights and moments back. The model must have had its weights before the engine was built."""
         for kept in self._optimizer.state.values():
-            kept["step"].fill_(state.updates)
+            kept["step"].fill_(updates)
         for name, parameter in self._trained():
-            value = state.model[name].to(self.engine.device)
-            moments = {m: state.moments[f"{m}/{name}"].to(self.engine.device) for m in MOMENTS}
-            self._set_fp32(parameter, value)
-            for moment, tensor in moments.items():
-                self._set_moment(parameter, tensor, moment)
+            for kind, held in self._held(parameter).items():
+                _overwrite(held, read(f"{kind}/{name}", held.start, held.values.numel()))
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """Whole fp32 weights and buffers on the CPU of rank 0, None elsewhere; every rank must call."""
+        own = {
+            key: Stretch(s.start, s.values.detach().cpu()) for key, s in self.part().items() if key.startswith(WEIGHT)
+        }
+        parts = gather_to_rank_0(own)
+        if parts is None:
+            return None
+        shapes = {n: _whole_shape(t) for n, t in self.objective.model.state_dict(keep_vars=True).items()}
+        return {name: assemble(parts, f"{WEIGHT}/{name}").view(shape) for name, shape in shapes.items()}
+
+    def close(self) -> None:
+        """Let go of the engine's memory and hooks, so that another may take its place in this process."""
+        self.engine.destroy()
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.objective.model.named_parameters() if p.requires_grad]
 
     @staticmethod
-    def _partitioned(parameter: nn.Parameter) -> bool:
+    def _is_divided(parameter: Any) -> bool:
+        """Whether ZeRO has dealt out the parameter's fp32 values over the ranks."""
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
-    def _fp32(self, parameter: nn.Parameter) -> Tensor:
-        return safe_get_full_fp32_param(parameter) if self._partitioned(parameter) else self._updated(parameter)
-
-    def _set_fp32(self, parameter: nn.Parameter, value: Tensor) -> None:
-        if hasattr(parameter, "ds_id"):
-            safe_set_local_fp32_param(parameter, own_part(parameter, value))
-        elif self._partitioned(parameter):
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            self._updated(parameter).data.copy_(value)
-
-    def _set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        if hasattr(parameter, "ds_id"):
-            safe_set_local_optimizer_state(parameter, own_part(parameter, value), moment)
-        elif self._partitioned(parameter):
-            safe_set_full_optimizer_state(parameter, value, moment)
-        else:
-            self._optimizer.state[self._updated(parameter)][moment].copy_(value)
+    def _held(self, parameter: Any, kinds: Iterable[str] = (WEIGHT, *MOMENTS)) -> dict[str, Stretch]:
+        """Live fp32 values that this rank holds of a trained parameter, by kind; empty where it holds none."""
+        if hasattr(parameter, "ds_id"):  # ZeRO-3 deals out equal parts and pads the last
+            size = parameter.ds_tensor.numel()
+            start, count = rank() * size, min(size, parameter.ds_numel - rank() * size)
+            return {kind: Stretch(start, _of_zero_3(parameter, kind)[:count]) for kind in kinds if count > 0}
+        if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and -2 divide all parameters of a group laid end to end
+            fragment = parameter._hp_mapping
+            start = 0 if fragment is None else fragment.lp_fragment_address.start
+            return {
+                kind: Stretch(start, fragment.get_hp_fragment(None if kind == WEIGHT else kind))
+                for kind in kinds
+                if fragment is not None
+            }
+        updated = self._updated(parameter)
+        state = self._optimizer.state.get(updated, {})
+        return {kind: Stretch(0, (updated.detach() if kind == WEIGHT else state[kind]).flatten()) for kind in kinds}
 
     def _updated(self, parameter: nn.Parameter) -> Tensor:
         """What AdamW updates without ZeRO: the parameter itself, or in bf16 its fp32 copy."""
@@ -203,14 +205,6 @@ class Engine:
         if not hasattr(wrapper, "fp32_groups"):  # only DeepSpeed's optimizer for bf16 without ZeRO has them
             return {}
         return dict(zip(chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups), strict=True))
-
-    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
-        if self._partitioned(parameter):
-            return safe_get_full_optimizer_state(parameter, moment)
-        return self._optimizer.state[self._updated(parameter)][moment]
-
-    def _updates(self) -> int:
-        return int(max(float(state["step"]) for state in self._optimizer.state.values()))
 
     def _flat_tensors(self) -> list[Tensor]:
         """The tensors that AdamW updates: ZeRO's flat fp32 partitions, or the parameters themselves."""
@@ -231,3 +225,39 @@ class Engine:
         link = getattr(self.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()
+
+
+def assemble(parts: Iterable[Part], key: str) -> Tensor:
+    """The whole flattened tensor of a key from the parts of all ranks. Pure."""
+    stretches = sorted((part[key] for part in parts if key in part), key=lambda stretch: stretch.start)
+    return torch.cat([stretch.values for stretch in stretches]) if stretches else torch.empty(0)
+
+
+def _overwrite(held: Stretch, values: Tensor) -> None:
+    held.values.detach().copy_(values)
+
+
+def _share(flat: Tensor) -> Stretch:
+    own = even_share(flat.numel(), rank(), world_size())
+    return Stretch(own.start, flat[own.start : own.stop])
+
+
+def _shares(tensors: Iterable[tuple[str, Tensor]]) -> Part:
+    """This rank's copies of its shares of tensors that do not change."""
+    shares = ((name, _share(tensor.detach().flatten())) for name, tensor in tensors)
+    return {
+        f"{WEIGHT}/{name}": Stretch(share.start, share.values.float().cpu().clone())
+        for name, share in shares
+        if share.values.numel()
+    }
+
+
+def _of_zero_3(parameter: nn.Parameter, kind: str) -> Tensor:
+    if kind == WEIGHT:
+        return safe_get_local_fp32_param(parameter)
+    return safe_get_local_optimizer_state(parameter, kind)
+
+
+def _whole_shape(tensor: Any) -> torch.Size:
+    """Of a parameter that ZeRO-3 may have divided."""
+    return getattr(tensor, "ds_shape", tensor.shape)

@@ -34,13 +34,13 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
         "metrics": {k: v for k, v in metrics.items() if k.startswith(("loss", "validation/"))},
         "versions": {name: version(name) for name in ("torch", "deepspeed", "timm", "pairvpr_dist")},
         "cuda": torch.version.cuda if torch.cuda.is_available() else "none",
-        "commit": _commit(),
+        "commit": commit(),
         "config": to_dict(config),
     }
 
 
-def _commit() -> str:
-    """Commit of the code that runs, 'unknown' outside a checkout."""
+def commit() -> str:
+    """The commit of the code that runs, 'unknown' outside a checkout."""
     git = shutil.which("git")
     if git is None:
         return "unknown"

@@ -1,14 +1,17 @@
 """The training loop: reads top to bottom.
 
-Contract: the state of a run is its weights, its moments and its step; data order, random views, learning rate and
+Contract: the state of a run is its weights, its moments and its `Progress`; data order, random views, learning rate and
 weight decay are functions of the step. So a run that was stopped and started again does what it would have done.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,65 +19,147 @@ import torch
 from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
+from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
-from pairvpr_dist.models.weights import load_encoder, load_pretrained
-from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
-from pairvpr_dist.training.checkpoint import Progress
+from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
-from pairvpr_dist.training.facts import training_facts
+from pairvpr_dist.training.facts import commit, training_facts
 from pairvpr_dist.training.guards import BadPlaces, Guard
+from pairvpr_dist.training.history import ENDED, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
+from pairvpr_dist.training.saving import Saver
 from pairvpr_dist.training.schedules import Schedule, make_schedule
+from pairvpr_dist.training.self_check import self_check
+from pairvpr_dist.training.signals import Agreement, StopFlag
+from pairvpr_dist.training.starting import start_or_resume, tell_start
 from pairvpr_dist.training.validation import validate
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainingConfig, folder: Path) -> None:
+@dataclass
+class Run:
+    """What stays the same over the steps of one start of a run."""
+
+    config: TrainingConfig
+    folder: Path
+    loader: EpochLoader
+    schedule: Schedule
+    bad_places: BadPlaces
+    guard: Guard
+    saver: Saver
+    agreement: Agreement
+
+
+def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
     """Train one stage from its last checkpoint, or from the start, to its export.
 
-    Every rank of a started process group calls. Raises `UserError` when a guard ends the run.
+    Every rank of a started process group calls. True when the stage has ended; False when `flag` stopped it, all saved.
+    Raises `UserError` when a guard ends the run.
     """
-    loader = EpochLoader(config.data, config.model.image_size, config.seed, rank(), world_size())
-    bad_places = BadPlaces(folder, config.data, loader.places)
-    tell_mixture(config, loader)
-    schedule = make_schedule(config, loader.steps_per_epoch)
-    engine, progress = start_or_resume(config, folder, loader.datasets)
-    monitor = Monitor(folder, config.stage, progress.step, schedule.total_steps, config.data.places_per_batch)
-    guard = Guard(folder, config.train.max_skipped_steps)
-    started = time.perf_counter() - progress.seconds
+    run = prepare(config, folder, flag)
+    # One rank chooses: what another could not read for a moment must not part them.
+    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
+    if rank() == 0:
+        tell_start(config, latest)
+    if latest is None and config.train.self_check:
+        self_check(config, folder, run.loader, run.schedule)
+    engine, progress = start_or_resume(config, latest, run.loader.datasets)
+    add_event(folder, STARTED, progress.step, **facts_of_start())
+    progress = train_steps(run, engine, progress)
+    run.agreement.close()
+    run.saver.close()
+    ended = progress.step == run.schedule.total_steps
+    if ended and rank() == 0:
+        export(config, folder, progress)
+    add_event(folder, ENDED if ended else STOPPED, progress.step)
+    distributed.barrier()
+    return ended
 
-    for batch, waited in timed(loader.batches(progress.step, schedule.total_steps)):
-        set_rates(engine.groups, schedule, progress.step)
+
+def prepare(config: TrainingConfig, folder: Path, flag: StopFlag) -> Run:
+    """Everything that a run needs beside its engine."""
+    loader = EpochLoader(config.data, config.model.image_size, config.seed, rank(), world_size())
+    tell_mixture(config, loader)
+    return Run(
+        config,
+        folder,
+        loader,
+        make_schedule(config, loader.steps_per_epoch),
+        BadPlaces(folder, config.data, loader.places),
+        Guard(folder, config.train.max_skipped_steps),
+        Saver(folder, config),
+        Agreement(flag),
+    )
+
+
+def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
+    """Train until the last step, or until a signal; the progress when it stopped, which has been saved."""
+    total = run.schedule.total_steps
+    monitor = Monitor(run.folder, run.config, progress.step, total)
+    started = time.perf_counter() - progress.seconds
+    for batch, waited in timed(run.loader.batches(progress.data_step, total + progress.data_offset)):
+        set_rates(engine.groups, run.schedule, progress.step)
         loss, metrics = engine.forward(batch.to(engine.device), progress.step)
         applied = engine.step(loss)
-        progress = Progress(progress.step + 1, progress.skipped_steps + (not applied), time.perf_counter() - started)
-        guard.check_update(progress.step, applied)
-        monitor.record({"loss": loss.detach(), **metrics}, waited)
-
-        at_end = progress.step == schedule.total_steps
-        logs, validates, saves = (
-            at_end or is_due(progress.step, every)
-            for every in (config.train.log_every, config.train.validate_every, config.train.checkpoint_every)
+        progress = replace(
+            progress,
+            step=progress.step + 1,
+            skipped_steps=progress.skipped_steps + (not applied),
+            seconds=time.perf_counter() - started,
         )
-        if logs or saves:
-            bad_places.gather(loader)
-        if logs:
-            facts = facts_of_step(engine, loader, schedule, progress)
-            monitor.write_window(progress.step, {**facts, "bad_places": len(bad_places)})
-        with monitor.paused():
-            if validates and config.data.validation:
-                validate(config, engine, monitor, bad_places, progress.step)
-            if saves:
-                save(config, engine, folder, progress)
-
+        run.guard.check_update(progress.step, applied)
+        monitor.record({"loss": loss.detach(), **metrics}, waited)
+        stopping = run.agreement.reached() and progress.step < total
+        progress = at_border(run, engine, monitor, progress, stopping)
+        if stopping:
+            break
     monitor.close()
-    export(config, engine, folder, progress)
-    distributed.barrier()
+    return progress
+
+
+def at_border(run: Run, engine: Engine, monitor: Monitor, progress: Progress, stopping: bool) -> Progress:
+    """What is due after a step: a line of the log, a validation, a checkpoint."""
+    train, last = run.config.train, progress.step == run.schedule.total_steps
+    logs, validates, saves = (
+        last or is_due(progress.step, every)
+        for every in (train.log_every, train.validate_every, train.checkpoint_every)
+    )
+    if stopping:
+        log.info("asked to stop: saving step %d", progress.step)
+        add_event(run.folder, SIGNALLED, progress.step)
+        logs = saves = True
+    if logs or saves:
+        run.bad_places.gather(run.loader)
+    if logs:
+        facts = facts_of_step(engine, run.loader, run.schedule, progress)
+        monitor.write_window(progress.step, {**facts, "bad_places": len(run.bad_places)})
+    with monitor.paused():
+        best = False
+        if validates and run.config.data.validation:
+            measured = validate(run.config, engine, monitor, run.bad_places, progress.step)
+            progress, best = with_best(run.config, progress, measured)
+        if saves or best:
+            run.saver.save(engine.part(), engine.updates(), progress, best)
+    return progress
+
+
+def with_best(config: TrainingConfig, progress: Progress, measured: dict[str, float]) -> tuple[Progress, bool]:
+    """The progress with the best value so far of `train.best_metric`, and whether that is this one. Pure."""
+    metric = config.train.best_metric
+    if metric is None:
+        return progress, False
+    if metric not in measured:
+        raise UserError(f"train.best_metric={metric}: not measured; known: {', '.join(sorted(measured))}")
+    value = measured[metric]
+    sign = 1 if config.train.best_is == "min" else -1
+    if progress.best is not None and sign * value >= sign * progress.best:
+        return progress, False
+    return replace(progress, best=value), True
 
 
 def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
@@ -82,37 +167,6 @@ def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
     if rank() == 0 and (len(config.data.shards) > 1 or config.data.weights):
         for line in loader.corpus.mixture():
             log.info("%s", line)
-
-
-def start_or_resume(config: TrainingConfig, folder: Path, datasets: Sequence[str]) -> tuple[Engine, Progress]:
-    """The engine as the newest checkpoint left it, or before the first step."""
-    model = initial_model(config)
-    objective = build_objective(config, model, datasets)
-    # One rank chooses: what another could not read for a moment must not part them.
-    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
-    if latest is None:
-        return Engine(objective, config), Progress(step=0, skipped_steps=0, seconds=0.0)
-    state, progress = checkpoint.load(latest)
-    if rank() == 0:
-        log.info("going on from step %d of %s", progress.step, folder)
-    model.load_state_dict(state.model)
-    engine = Engine(objective, config)
-    engine.load_full_state(state)
-    return engine, progress
-
-
-def initial_model(config: TrainingConfig) -> PairVPR:
-    """The model before the first step, the same on every rank; says loudly what starts from scratch."""
-    torch.manual_seed(config.seed)
-    model = PairVPR(config.model)
-    if config.init.encoder:
-        load_encoder(model, Path(config.init.encoder))
-    if config.init.model:
-        load_pretrained(model, Path(config.init.model))
-    elif rank() == 0:
-        what = "decoder starts" if config.init.encoder else "encoder and the decoder start"
-        log.warning("the %s from scratch: no init.model, init.encoder=%s", what, config.init.encoder)
-    return model
 
 
 def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
@@ -134,7 +188,7 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
     """What a line of the log says beside the losses."""
     last = progress.step - 1
     return {
-        "epoch": last // loader.steps_per_epoch,
+        "epoch": (progress.data_step - 1) // loader.steps_per_epoch,
         "lr": schedule.lr_at(last),
         "weight_decay": schedule.weight_decay_at(last),
         "grad_norm": engine.gradient_norm(),
@@ -142,17 +196,21 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
     }
 
 
-def save(config: TrainingConfig, engine: Engine, folder: Path, progress: Progress) -> None:
-    """Write a checkpoint; every rank must call, rank 0 writes, all go on when it is whole."""
-    state = engine.full_state()
-    if state is not None:
-        checkpoint.save(folder / "checkpoints", state, progress, config, config.train.keep_checkpoints)
-    distributed.barrier()
+def facts_of_start() -> dict[str, object]:
+    """What the history says of a start; every rank must call."""
+    hosts = distributed.gather_objects(socket.gethostname())
+    return {
+        "processes": world_size(),
+        "hosts": sorted(set(hosts)),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "commit": commit(),
+    }
 
 
-def export(config: TrainingConfig, engine: Engine, folder: Path, progress: Progress) -> None:
-    """Write the finished model; every rank must call."""
-    state = engine.full_state()
-    if state is not None:
-        facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
-        write_export(folder / "export", config.model, state.model, facts)
+def export(config: TrainingConfig, folder: Path, progress: Progress) -> None:
+    """Write the finished model, from its last checkpoint; rank 0 alone."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in PairVPR(config.model).state_dict().items()}
+    weights = Checkpoint(folder / "checkpoints" / checkpoint.name_of(progress.step)).weights(shapes)
+    facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
+    write_export(folder / "export", config.model, weights, facts)

@@ -21,8 +21,10 @@ from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
 
 
 @torch.no_grad()
-def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, bad_places: BadPlaces, step: int) -> None:
-    """Metrics and a picture of the validation places; every place but a remainder below one global batch."""
+def validate(
+    config: TrainingConfig, engine: Engine, monitor: Monitor, bad_places: BadPlaces, step: int
+) -> dict[str, float]:
+    """Metrics, which are given back, and a picture of all validation places but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
     for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
@@ -31,7 +33,9 @@ def validate(config: TrainingConfig, engine: Engine, monitor: Monitor, bad_place
         if i == 0 and (picture := engine.objective.picture(batch)) is not None:
             monitor.show(step, picture)
     bad_places.gather(loader)
-    monitor.write(step, {f"validation/{name}": value for name, value in mean_over_ranks(window).items()})
+    measured = {f"validation/{name}": value for name, value in mean_over_ranks(window).items()}
+    monitor.write(step, measured)
+    return measured
 
 
 def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:

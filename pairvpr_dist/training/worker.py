@@ -1,6 +1,7 @@
 """One process of a training job: `python -m pairvpr_dist.training.worker FOLDER`, started by a launcher.
 
-Contract: everything it needs is the stage's folder, made by `run_folder.open_folder`, and the launcher's environment.
+Contract: everything it needs is the stage's folder, made by `run_folder.open_folder`, and the launcher's environment. A
+mistake of the user goes to the launcher, which tells it once; a process that lost another one says no more than that.
 """
 
 from __future__ import annotations
@@ -12,37 +13,53 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed as dist
+
 from pairvpr_dist import distributed
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.loop import train
-from pairvpr_dist.training.run_folder import read_config
+from pairvpr_dist.training.run_folder import read_config, stage_folder
+from pairvpr_dist.training.signals import StopFlag
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
-def main() -> None:
-    """Train; a `UserError` goes to the launcher, which tells it once, and ends the process with status 2.
+def run(config: TrainingConfig, store: dist.Store | None = None) -> bool:
+    """Train one stage as one of its processes; RANK, WORLD_SIZE and LOCAL_RANK are set.
 
-    When it comes on one rank only, the others lose their connection to it: they end without a word.
+    `store`: where the ranks meet; None: at MASTER_ADDR. True when the stage has ended; False when a signal stopped it,
+    all saved: the same call goes on. Raises `UserError` for what the user can mend.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
-    folder = Path(sys.argv[1])
-    distributed.start()
+    flag = StopFlag()
+    distributed.start(store)
     try:
-        train(read_config(folder), folder)
+        ended = train(config, stage_folder(config), flag)
+    except OSError as error:
+        raise refusal(error) or error from None
+    distributed.stop()
+    return ended
+
+
+def lost_connection(error: RuntimeError) -> bool:
+    """Whether all that is wrong here is that another process is gone."""
+    return any(sign in str(error) for sign in LOST)
+
+
+def main() -> None:
+    """The program, under torch's elastic agent."""
+    try:
+        run(read_config(Path(sys.argv[1])))
     except UserError as error:
         _leave_message(str(error))
-        raise SystemExit(2) from None
-    except RuntimeError:
-        if _another_has_told():
-            raise SystemExit(1) from None
-        raise
-    distributed.stop()
-
-
-def _another_has_told() -> bool:
-    """Whether another rank of this machine has left a message; elastic gives each rank a folder beside ours."""
-    ours = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-    return any(path != ours for path in ours.parent.parent.glob(f"*/{ours.name}"))
+        raise SystemExit(USER_ERROR_STATUS) from None
+    except RuntimeError as error:
+        if not lost_connection(error):
+            raise
+        print(f"process {os.environ['RANK']}: lost its connection to another process", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _leave_message(message: str) -> None:

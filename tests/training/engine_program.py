@@ -6,6 +6,7 @@ Started by an elastic agent: `python engine_program.py SHARDS REPORT`; rank 0 wr
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,44 @@ from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.files import write_json
 from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.training.engine import Engine, FullState
-from pairvpr_dist.training.loop import initial_model
+from pairvpr_dist.training.engine import Engine, assemble
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.schedules import make_schedule
+from pairvpr_dist.training.starting import initial_model
 
 STEP = 5  # the pair loss has its weight, so that all is trained, a bias of one number too
 
 
-def differing(a: FullState, b: FullState) -> list[str]:
+@dataclass
+class State:
+    """The whole state, as the parts of all ranks make it up."""
+
+    tensors: dict[str, torch.Tensor]
+    updates: int
+
+    def read(self, key: str, start: int, numbers: int) -> torch.Tensor:
+        return self.tensors[key][start : start + numbers]
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
     """Names of the tensors that are not the same bit for bit."""
-    ours, theirs = a.model | a.moments, b.model | b.moments
-    names = sorted(ours.keys() | theirs.keys())
-    return [n for n in names if n not in ours or n not in theirs or not torch.equal(ours[n], theirs[n])]
+    names = sorted(a.keys() | b.keys())
+    return [n for n in names if n not in a or n not in b or not torch.equal(a[n].flatten(), b[n].flatten())]
 
 
-def gathered(engine: Engine) -> FullState:
-    """The full state on every rank, which makes the comparisons below collective."""
-    state = [engine.full_state()]
-    torch.distributed.broadcast_object_list(state)
-    assert state[0] is not None
-    return state[0]
+def gathered(engine: Engine) -> State:
+    """The full state on every rank."""
+    parts = distributed.gather_objects(engine.part())
+    keys = {key for part in parts for key in part}
+    return State({key: assemble(parts, key).clone() for key in keys}, engine.updates())
 
 
-def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> tuple[dict[str, Any], FullState]:
+def weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a state's tensors that are weights or buffers, by their names in the model."""
+    return {key.removeprefix("weight/"): value for key, value in tensors.items() if key.startswith("weight/")}
+
+
+def observe(shards: Path, precision: str, zero: int, left: State | None) -> tuple[dict[str, Any], State]:
     """One engine's life: take over `left`, update, refuse a gradient that is NaN, update again."""
     config = small_config(
         "stage2", shards, Path("unused"), [f"train.zero_stage={zero}", f"train.precision={precision}"]
@@ -49,12 +64,12 @@ def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> 
     )
     model = initial_model(config)
     if left is not None:
-        model.load_state_dict(left.model)
+        model.load_state_dict({n: left.tensors[f"weight/{n}"].view(t.shape) for n, t in model.state_dict().items()})
     started = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     engine = Engine(build_objective(config, model, loader.datasets), config)
     fresh = gathered(engine)
     if left is not None:
-        engine.load_full_state(left)
+        engine.load(left.read, left.updates)
     taken = gathered(engine)
     batch = next(loader.batches(0, 1))
     set_rates(engine.groups, make_schedule(config, loader.steps_per_epoch), STEP)
@@ -63,18 +78,20 @@ def observe(shards: Path, precision: str, zero: int, left: FullState | None) -> 
     refused = engine.step(engine.forward(batch, STEP)[0] * float("nan"))
     after_refusal = gathered(engine)
     applied_again = engine.step(engine.forward(batch, STEP)[0])
-    last = gathered(engine)
+    last, whole = gathered(engine), engine.full_weights()
+    engine.close()
     return {
         "precision": precision,
         "zero": zero,
-        "changed by the engine": differing(FullState(started, {}, 0), FullState(fresh.model, {}, 0)),
-        "changed by taking over": [] if left is None else differing(left, taken),
+        "changed by the engine": differing(started, weights(fresh.tensors)),
+        "changed by taking over": [] if left is None else differing(left.tensors, taken.tensors),
         "updates": [taken.updates, updated.updates, after_refusal.updates, last.updates],
         "applied": [applied, refused, applied_again],
         "gradient_norm": norm,
-        "moved": len(differing(taken, updated)),
-        "changed by the refused update": differing(updated, after_refusal),
-        "moved again": len(differing(after_refusal, last)),
+        "moved": len(differing(taken.tensors, updated.tensors)),
+        "changed by the refused update": differing(updated.tensors, after_refusal.tensors),
+        "moved again": len(differing(after_refusal.tensors, last.tensors)),
+        "other in the full weights": [] if whole is None else differing(whole, weights(last.tensors)),
     }, last
 
 
@@ -82,7 +99,7 @@ def main() -> None:
     shards, report = map(Path, sys.argv[1:])
     distributed.start()
     rows = []
-    left: FullState | None = None
+    left: State | None = None
     for precision in ("fp32", "bf16"):
         for zero in (2, 0, 3, 1):  # each takes over from the one before
             row, left = observe(shards, precision, zero, left)

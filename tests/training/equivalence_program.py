@@ -13,6 +13,7 @@ from small_runs import small_config
 from pairvpr_dist import distributed
 from pairvpr_dist.training.loop import train
 from pairvpr_dist.training.run_folder import stage_folder
+from pairvpr_dist.training.signals import StopFlag
 
 STEPS = 4
 
@@ -20,13 +21,14 @@ STEPS = 4
 def main() -> None:
     shards, out, *stages = sys.argv[1:]
     distributed.start()
+    flag = StopFlag()
     for stage in stages:
         for zero in range(4):
             changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}"]
             config = small_config(stage, Path(shards), Path(out) / f"zero-{zero}", changes)
             folder = stage_folder(config)
             folder.mkdir(parents=True, exist_ok=True)  # every rank passes here
-            train(config, folder)
+            train(config, folder, flag)
     distributed.stop()
 
 

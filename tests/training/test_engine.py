@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_runs import run_program, small_config
 
-from pairvpr_dist.training.engine import deepspeed_config, uses_bf16
+from pairvpr_dist.training.engine import deepspeed_config, even_share, uses_bf16
 
 Rows = dict[tuple[str, int], dict[str, Any]]
 KINDS = [(precision, zero) for precision in ("fp32", "bf16") for zero in range(4)]
@@ -44,6 +46,18 @@ def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(rows: Rows
     assert row["moved again"] > 100
     before, *after = row["updates"]
     assert after == [before + 1, before + 1, before + 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_weights_are_the_state_of_all_ranks(rows: Rows, kind: tuple[str, int]) -> None:
+    assert rows[kind]["other in the full weights"] == []
+
+
+@given(numbers=st.integers(0, 1000), world=st.integers(1, 70))
+def test_even_shares_cover_a_tensor_once(numbers: int, world: int) -> None:
+    shares = [even_share(numbers, rank, world) for rank in range(world)]
+    assert [i for share in shares for i in share] == list(range(numbers))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairvpr_dist.errors import UserError, exit_on_user_error, nearest
-from pairvpr_dist.files import new_folder, read_json, replaced_when_done, sole_owner, write_json, write_text
+from pairvpr_dist.files import (
+    cut_json_lines,
+    new_folder,
+    read_json,
+    read_json_lines,
+    replaced_when_done,
+    sole_owner,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -179,3 +192,31 @@ def test_the_current_folder_is_no_new_folder(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match="already holds something"), new_folder(Path(".")):
         pass
+
+
+@given(steps=st.lists(st.integers(0, 20)).map(sorted), last=st.integers(-1, 21), torn=st.integers(0, 12))
+def test_the_end_of_a_log_is_cut_off(steps: list[int], last: int, torn: int) -> None:
+    """What stays has not been written again: it is the beginning of the file as it was."""
+    lines = [json.dumps({"step": step}) + "\n" for step in steps]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        path.write_text("".join(lines) + '{"step": 21}'[:torn])
+        before = path.stat().st_ino
+        cut_json_lines(path, lambda line: line["step"] <= last)
+        assert path.stat().st_ino == before
+        assert path.read_text() == "".join(lines[: sum(step <= last for step in steps)])
+        assert [line["step"] for line in read_json_lines(path)] == [step for step in steps if step <= last]
+
+
+def test_only_the_end_of_a_log_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("no JSON at all\n" + '{"step": 1}\n{"step": 2}\n')
+    cut_json_lines(path, lambda line: line["step"] <= 1)
+    assert path.read_text() == 'no JSON at all\n{"step": 1}\n'
+
+
+def test_what_is_no_log_yet_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for name in ("empty", "missing"):
+        cut_json_lines(tmp_path / name, lambda line: False)
+    assert names(tmp_path) == ["empty"]

@@ -69,10 +69,26 @@ def sole_owner(path: Path, remedy: str, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log in JSON, none where it does not exist; a last line torn by a killed run is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+def read_json_lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a log in JSON, none where it does not exist; what a kill or a full disk has torn is left out.
+
+    `last`: only those in so many bytes at its end, the oldest first.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as log:
+        start = 0 if last is None else max(0, log.seek(0, os.SEEK_END) - last)
+        log.seek(start)
+        pieces = log.read().split(b"\n")
+    whole = pieces[1 if start else 0 : -1]  # the first began somewhere before, the last has no end yet
+    return [value for piece in whole if isinstance(value := _parsed(piece), dict)]
+
+
+def _parsed(piece: bytes) -> Any:
+    try:
+        return json.loads(piece)
+    except ValueError:
+        return None
 
 
 def cut_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pairvpr_dist.distributed import rank
 from pairvpr_dist.files import read_json_lines
 
 FILE = "history.jsonl"
 
 # Every event, and what its line says beside time and step.
-STARTED = "started"  # processes, hosts, job (SLURM's number or null), commit: training begins, or goes on, at `step`
+STARTED = "started"  # processes, hosts, job (SLURM's number or null), commit, total_steps, steps_per_epoch: training
+# begins, or goes on, at `step`
 CHECKPOINT = "checkpoint"  # seconds (of writing), stall (seconds that training waited), bytes
 SIGNALLED = "signalled"  # signal: the run was asked to stop
 STOPPED = "stopped"  # the run has saved and ended as asked; started again it goes on
@@ -32,6 +32,8 @@ PROGRESS = (CHECKPOINT, STOPPED, ENDED)
 
 def add_event(folder: Path, event: str, step: int, **facts: Any) -> None:
     """Append a line on rank 0; other ranks do nothing."""
+    from pairvpr_dist.distributed import rank  # torch; those who only read need none
+
     if rank() == 0:
         append_event(folder, event, step, **facts)
 

@@ -24,10 +24,12 @@ from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
+from pairvpr_dist.training.agreement import check_agreement
 from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import commit, training_facts
 from pairvpr_dist.training.guards import BadPlaces, Guard
+from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, VALIDATE
 from pairvpr_dist.training.history import ENDED, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
@@ -37,6 +39,7 @@ from pairvpr_dist.training.self_check import self_check
 from pairvpr_dist.training.signals import Agreement, StopFlag
 from pairvpr_dist.training.starting import start_or_resume, tell_start
 from pairvpr_dist.training.validation import validate
+from pairvpr_dist.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class Run:
     guard: Guard
     saver: Saver
     agreement: Agreement
+    watchdog: Watchdog
 
 
 def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
@@ -61,7 +65,14 @@ def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
     Every rank of a started process group calls. True when the stage has ended; False when `flag` stopped it, all saved.
     Raises `UserError` when a guard ends the run.
     """
-    run = prepare(config, folder, flag)
+    with Watchdog(folder, config.train.hang_timeout) as watchdog:
+        return train_watched(prepare(config, folder, flag, watchdog))
+
+
+def train_watched(run: Run) -> bool:
+    """`train`, with all that it needs at hand."""
+    config, folder = run.config, run.folder
+    check_agreement(config, folder)
     # One rank chooses: what another could not read for a moment must not part them.
     latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
     if rank() == 0:
@@ -69,7 +80,7 @@ def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
     if latest is None and config.train.self_check:
         self_check(config, folder, run.loader, run.schedule)
     engine, progress = start_or_resume(config, latest, run.loader.datasets)
-    add_event(folder, STARTED, progress.step, **facts_of_start())
+    add_event(folder, STARTED, progress.step, **facts_of_start(run))
     progress = train_steps(run, engine, progress)
     run.agreement.close()
     run.saver.close()
@@ -81,7 +92,7 @@ def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
     return ended
 
 
-def prepare(config: TrainingConfig, folder: Path, flag: StopFlag) -> Run:
+def prepare(config: TrainingConfig, folder: Path, flag: StopFlag, watchdog: Watchdog) -> Run:
     """Everything that a run needs beside its engine."""
     loader = EpochLoader(config.data, config.model.image_size, config.seed, rank(), world_size())
     tell_mixture(config, loader)
@@ -94,6 +105,7 @@ def prepare(config: TrainingConfig, folder: Path, flag: StopFlag) -> Run:
         Guard(folder, config.train.max_skipped_steps),
         Saver(folder, config),
         Agreement(flag),
+        watchdog,
     )
 
 
@@ -102,13 +114,17 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     total = run.schedule.total_steps
     monitor = Monitor(run.folder, run.config, progress.step, total)
     started = time.perf_counter() - progress.seconds
+    run.watchdog.at(DATA, progress.step)
     for batch, waited in timed(run.loader.batches(progress.data_step, total + progress.data_offset)):
-        set_rates(engine.groups, run.schedule, progress.step)
-        loss, metrics = engine.forward(batch.to(engine.device), progress.step)
+        step, on_device = progress.step, batch.to(engine.device)
+        set_rates(engine.groups, run.schedule, step)
+        run.watchdog.at(FORWARD, step)
+        loss, metrics = engine.forward(on_device, step)
+        run.watchdog.at(BACKWARD, step)
         applied = engine.step(loss)
         progress = replace(
             progress,
-            step=progress.step + 1,
+            step=step + 1,
             skipped_steps=progress.skipped_steps + (not applied),
             seconds=time.perf_counter() - started,
         )
@@ -118,6 +134,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
         progress = at_border(run, engine, monitor, progress, stopping)
         if stopping:
             break
+        run.watchdog.at(DATA, progress.step)
     monitor.close()
     return progress
 
@@ -140,9 +157,11 @@ def at_border(run: Run, engine: Engine, monitor: Monitor, progress: Progress, st
         monitor.write_window(progress.step, {**facts, "bad_places": len(run.bad_places)})
     with monitor.paused():
         best = False
+        run.watchdog.at(VALIDATE, progress.step)
         if validates and run.config.data.validation:
             measured = validate(run.config, engine, monitor, run.bad_places, progress.step)
             progress, best = with_best(run.config, progress, measured)
+        run.watchdog.at(SAVE, progress.step)
         if saves or best:
             run.saver.save(engine.part(), engine.updates(), progress, best)
     return progress
@@ -196,7 +215,7 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
     }
 
 
-def facts_of_start() -> dict[str, object]:
+def facts_of_start(run: Run) -> dict[str, object]:
     """What the history says of a start; every rank must call."""
     hosts = distributed.gather_objects(socket.gethostname())
     return {
@@ -204,6 +223,8 @@ def facts_of_start() -> dict[str, object]:
         "hosts": sorted(set(hosts)),
         "job": os.environ.get("SLURM_JOB_ID"),
         "commit": commit(),
+        "total_steps": run.schedule.total_steps,
+        "steps_per_epoch": run.loader.steps_per_epoch,
     }
 
 

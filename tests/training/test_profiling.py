@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import run_program
 
 from pairvpr_dist.training.profiling import ProfileWindow
 
@@ -53,3 +54,21 @@ def test_a_run_that_ends_within_the_window_leaves_the_next_profile_alone(tmp_pat
     window = ProfileWindow(tmp_path, [2, 5], 1)
     steps(window, 1, 6)
     assert profiled(tmp_path, "steps-00000002-00000005") == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero"),
+    [
+        ("stage1", 2),
+        *(pytest.param(f"stage{s}", z, marks=pytest.mark.slow) for s, z in ((1, 1), (1, 3), (2, 1), (2, 2), (2, 3))),
+    ],
+)
+def test_a_step_waits_for_the_device_no_more_than_deepspeed_does(
+    city_shards: Path, tmp_path: Path, stage: str, zero: int
+) -> None:
+    """Between two lines of the log, the loop around DeepSpeed reads nothing from the device."""
+    report = tmp_path / "report.json"
+    run_program("sync_program.py", 1, city_shards, tmp_path / "run", report, stage, zero)
+    waits = json.loads(report.read_text())
+    assert waits["loop"] == waits["deepspeed"]
+    assert waits["deepspeed"]["aten::_local_scalar_dense"] > 0  # its own look at the gradient is seen

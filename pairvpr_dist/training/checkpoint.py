@@ -26,11 +26,11 @@ from torch import Tensor
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
-from pairvpr_dist.training.engine import WEIGHT
 
 log = logging.getLogger(__name__)
 STATE, MANIFEST, LATEST, BEST = "state.json", "manifest.json", "latest", "best"
 STARTS = "starts"  # in a rank's file: where in its whole tensor each stretch begins
+WEIGHT = "weight"  # begins the keys of weights and buffers; moments have keys of their own
 CHUNK = 1 << 22  # bytes read at once for a digest
 
 

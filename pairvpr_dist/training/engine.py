@@ -23,9 +23,9 @@ from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import gather_to_rank_0, rank, world_size
 from pairvpr_dist.objectives.base import Metrics, Objective
 from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.checkpoint import WEIGHT
 from pairvpr_dist.training.optimizer import build_optimizer
 
-WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000  # numbers per bucket of gradient reduction and parameter gathering
 

@@ -1,17 +1,14 @@
 """How a stage of a run stands, told from its folder alone: no process is asked, nothing is altered.
 
 Contract: works on a run that is being written at this moment, on lines torn by a kill, on a log of any length (its end
-is read) and on runs of older versions that have no history. Who knows better than the folder whether the run is alive
-(a queue of jobs) says so; else the lock that its launcher holds, and the age of what it wrote, decide. Loads no torch,
-so that a table of many runs is there at once.
+is read) and on runs of older versions that have no history. Loads no torch, so that a table of many runs is there at
+once.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import math
-import socket
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,16 +21,21 @@ import yaml
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json_lines
-from pairvpr_dist.training.history import ENDED, FAILED, HUNG, SIGNALLED, STARTED, STOPPED, read_history
+from pairvpr_dist.training.history import REWOUND, STARTED, read_history
+from pairvpr_dist.training.liveness import (
+    ENDED,
+    Event,
+    has_stepped,
+    judge,
+    last_failure,
+    last_word,
+    modified,
+    newest_checkpoint,
+    seems_alive,
+)
 
-NOT_BEGUN, STARTING, RUNNING, STOPPING, STOPPED_, FAILED_, ENDED_ = (
-    "not begun", "starting", "running", "stopping", "stopped", "failed", "ended",
-)  # fmt: skip
 TRAINING_STAGES = ("stage1", "stage2")
 TAIL = 1 << 18  # bytes of the log's end that are read: some hundred lines
-FRESH = 120.0  # seconds after its last word in which a run counts as alive where its lock says nothing
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ def inspect_stage(folder: Path, alive: bool | None = None, since: float = 0.0) -
         alive=alive,
         events=events,
         since=since,
-        stepped=_stepped(events, lines, _modified(folder / "metrics.jsonl") or 0.0, since),
+        stepped=has_stepped(events, lines, modified(folder / "metrics.jsonl") or 0.0, since),
     )
     newest = newest_checkpoint(folder)
-    last = next((line for line in reversed(lines) if "loss" in line), {})
+    last: dict[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
     step = max([line["step"] for line in lines[-1:]] + [newest[0] if newest else 0])
-    steps = step if state == ENDED_ else total_steps(config, events)
+    steps = step if state == ENDED else total_steps(config, events)
     rate = usual_rate(lines)
     return RunState(
         stage=config["stage"],
@@ -99,7 +101,7 @@ def inspect_stage(folder: Path, alive: bool | None = None, since: float = 0.0) -
         mfu=last.get("mfu"),
         restarts=max(0, sum(event["event"] == STARTED for event in events) - 1),
         skipped_steps=int(last.get("skipped_steps", 0)),
-        rewinds=sum(event["event"] == "rewound" for event in events),
+        rewinds=sum(event["event"] == REWOUND for event in events),
         bad_places=count_bad_places(folder),
         seconds_left=seconds_left(step, steps, config["data"]["places_per_batch"], rate),
         checkpoint_step=newest[0] if newest else None,
@@ -132,60 +134,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as a run's configuration: {told}") from None
     if not (isinstance(stage, str) and isinstance(places, int) and isinstance(epochs, int)):
         raise UserError(f"{path}: not a run's configuration")
-    return values  # type: ignore[no-any-return]
-
-
-def judge(
-    ended: bool, begun: bool, alive: bool, events: Sequence[Event], since: float, stepped: bool
-) -> tuple[str, str | None]:
-    """The state of a stage, and the reason where it failed or was stopped. Pure."""
-    this_start = after_last_start(events)
-    if ended:
-        return ENDED_, None
-    if alive:
-        own = [event for event in this_start if event["time"] >= since]
-        asked = next((event for event in own if event["event"] == SIGNALLED), None)
-        if asked is not None and own[-1]["event"] == SIGNALLED:
-            return STOPPING, asked.get("signal")
-        return (RUNNING if stepped else STARTING), None
-    if not begun:
-        return NOT_BEGUN, None
-    faults = [event for event in this_start if event["event"] in (HUNG, FAILED)]
-    if faults:
-        return FAILED_, describe_failure(faults[0])
-    if not events or any(event["event"] in (STOPPED, ENDED) for event in this_start):
-        asked = next((event for event in this_start if event["event"] == SIGNALLED), None)
-        return STOPPED_, asked.get("signal") if asked else None
-    return FAILED_, "killed: it ended without a word"
-
-
-def after_last_start(events: Sequence[Event]) -> Sequence[Event]:
-    """The events of the last start, the start itself first."""
-    starts = [place for place, event in enumerate(events) if event["event"] == STARTED]
-    return events[starts[-1] :] if starts else events
-
-
-def describe_failure(event: Event) -> str:
-    """A failure in one line."""
-    if event["event"] == FAILED:
-        return str(event.get("reason", "no reason told"))
-    ranks = ", ".join(map(str, event.get("ranks", [])))
-    return f"rank {ranks} hung at step {event['step']} in phase '{event.get('phase', '?')}'"
-
-
-def last_failure(events: Sequence[Event]) -> str | None:
-    """The newest failure of any start, in one line."""
-    fault = next((event for event in reversed(events) if event["event"] in (HUNG, FAILED)), None)
-    return None if fault is None else describe_failure(fault)
-
-
-def _stepped(events: Sequence[Event], lines: Sequence[dict[str, Any]], written: float, since: float) -> bool:
-    """Whether the log has a step of the last start, which began not before `since`."""
-    start = next((event for event in reversed(events) if event["event"] == STARTED), None)
-    if start is None:
-        return bool(lines) and written >= since
-    after = bool(lines) and lines[-1]["step"] > start["step"] and written >= start["time"]
-    return after and start["time"] >= since
+    return values
 
 
 def total_steps(config: dict[str, Any], events: Sequence[Event]) -> int | None:
@@ -216,16 +165,6 @@ def seconds_left(step: int, steps: int | None, places_per_batch: int, rate: floa
     return max(0, steps - step) * places_per_batch / rate
 
 
-def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
-    """Step of the newest whole checkpoint, and when it was written."""
-    try:
-        name = (folder / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-        written = (folder / "checkpoints" / name / "manifest.json").stat().st_mtime
-        return int(name.removeprefix("step-")), written
-    except (OSError, ValueError):  # none yet, or removed while we look
-        return None
-
-
 def count_bad_places(folder: Path) -> int:
     """Places that could not be read, over all starts."""
     try:
@@ -233,50 +172,6 @@ def count_bad_places(folder: Path) -> int:
             return max(0, sum(1 for _ in csv.reader(rows)) - 1)
     except FileNotFoundError:
         return 0
-
-
-def last_word(folder: Path, events: Sequence[Event]) -> float | None:
-    """When the run last wrote a line or a checkpoint, seconds since 1970."""
-    checkpoint = newest_checkpoint(folder)
-    times = [_modified(folder / "metrics.jsonl"), events[-1]["time"] if events else None]
-    return max((moment for moment in (*times, checkpoint and checkpoint[1]) if moment is not None), default=None)
-
-
-def seems_alive(folder: Path, events: Sequence[Event], silent: float | None) -> bool:
-    """Whether a process works on a stage, as far as files tell.
-
-    A lock that is held is held by a living process. A free one means that there is none, if the run was on this
-    machine; on another one the file system may not share locks, and a fresh word decides.
-    """
-    locked = is_locked(folder / "lock")
-    if locked:
-        return True
-    if locked is None and not events:  # an older version, or none of our launchers
-        return silent is not None and silent < FRESH
-    start = next((event for event in reversed(events) if event["event"] == STARTED), None)
-    if start is None or any(event["event"] in (STOPPED, ENDED, FAILED, HUNG) for event in after_last_start(events)):
-        return False
-    here = socket.gethostname() in start.get("hosts", [])
-    return silent is not None and silent < FRESH and not (here and locked is False)
-
-
-def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock; None where that cannot be told. It is asked for only for a moment, shared."""
-    try:
-        with path.open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return None
-    return False
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return None
 
 
 def duration(seconds: float) -> str:

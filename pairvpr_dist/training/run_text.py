@@ -94,7 +94,7 @@ def _places(event: dict[str, Any]) -> str:
 
 def _spike(spike: dict[str, Any]) -> str:
     rank = f"   rank {spike['rank']}" if "rank" in spike else ""
-    usual = f", usually {spike['typical']:.4g}" if "typical" in spike else ""
+    usual = f", usually {spike['usual']:.4g}" if "usual" in spike else ""
     return f"  step {spike['step']:<12,} loss {spike['loss']:.4g}{usual}{rank}{_places(spike)}"
 
 

@@ -1,0 +1,61 @@
+"""The jobs of a run as they were submitted: `<run>/jobs.jsonl`, a line a job, the newest last.
+
+Contract: reads only. A stage that was submitted more than once is what its newest job is.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchers.jobs import PIPELINE
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json_lines
+
+FILE = "jobs.jsonl"
+NOT_RUNS = {"stage1", "stage2", "eval", "code"}  # what lies in a run folder
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A line of jobs.jsonl."""
+
+    run: Path
+    stage: str
+    job_id: str
+    dependency: str | None  # the job that it waits for
+    record: dict[str, Any]
+
+    def log_files(self, rank: int) -> list[Path]:
+        """What a rank of the job prints: standard output and errors, over all its starts."""
+        name = f"{self.job_id}_{rank}_log"
+        return [Path(self.record["logs"]) / f"{name}.{kind}" for kind in ("out", "err")]
+
+
+def read_jobs(run: Path) -> list[Submitted]:
+    """The newest job of each stage of a run, in the order of the stages; none where nothing was submitted."""
+    newest = {
+        line["stage"]: Submitted(run, line["stage"], str(line["job_id"]), line.get("dependency"), line)
+        for line in read_json_lines(run / FILE)
+    }
+    return sorted(newest.values(), key=lambda job: PIPELINE.index(job.stage))
+
+
+def need_jobs(run: Path) -> list[Submitted]:
+    """The same, of a run that must have been submitted."""
+    jobs = read_jobs(run)
+    if not jobs:
+        raise UserError(f"{run / FILE}: no such file; name a run folder that launchers/slurm.py submitted")
+    return jobs
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """All run folders with jobs in or below a folder."""
+    found = []
+    for where, names, files in os.walk(folder):
+        names[:] = sorted(set(names) - NOT_RUNS)
+        if FILE in files:
+            found.append(Path(where))
+    return found

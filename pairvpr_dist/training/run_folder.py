@@ -33,6 +33,7 @@ from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
 from pairvpr_dist.settings import Stage1Config, Stage2Config, TrainingConfig
 from pairvpr_dist.training.validation import validation_loader
+from pairvpr_dist.training.weights_and_biases import check_wandb
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def read_config(folder: Path) -> TrainingConfig:
 def check(config: Stage1Config | Stage2Config) -> None:
     """Everything that can be known to fail before the first step, from the shards to the compiler."""
     processes = config.launch.processes
+    check_wandb(config.train)
     EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
     if config.data.validation:
         validation_loader(config, 0, processes)

@@ -1,9 +1,10 @@
 """What ends a run that has gone wrong, before it burns days or overwrites a good checkpoint.
 
 Contract: an update whose gradient is not finite is skipped on every rank, so weights stay finite; a loss that is not
-finite has such a gradient. A run that skips too often in a row ends with one line that names the step and the
-checkpoint to go on from. A place that cannot be read costs its own samples only; when too many places are lost, the
-run ends on every rank alike with the list of them.
+finite has such a gradient. Each is looked into and told. A run that skips too often in a row returns to its last good
+checkpoint as often as `train.max_rewinds` allows, then ends with one line that names the step, the checkpoint to go on
+from and the replay. A place that cannot be read costs its own samples only; when too many places are lost, the run ends
+on every rank alike with the list of them.
 """
 
 from __future__ import annotations
@@ -16,37 +17,87 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pairvpr_dist import distributed
-from pairvpr_dist.data.loader import EpochLoader
+from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
-from pairvpr_dist.settings import DataConfig
+from pairvpr_dist.settings import DataConfig, TrainConfig, TrainingConfig
+from pairvpr_dist.training.checkpoint import all_checkpoints, step_of
+from pairvpr_dist.training.diagnosis import diagnose
+from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.history import SKIPPED, add_event
+from pairvpr_dist.training.replay import facts_of, last_replay, write_replay
 
 log = logging.getLogger(__name__)
 
 SHOWN_PLACES = 5  # that an error names; the list has all
 
 
-class Guard:
-    """Watches the updates of one run."""
+class Rewind(Exception):  # noqa: N818 - a request, no error
+    """The run should go on from the last checkpoint before `bad_steps`, without their data.
 
-    def __init__(self, folder: Path, max_skipped_steps: int) -> None:
-        self._checkpoints = folder / "checkpoints"
-        self._limit = max_skipped_steps
+    bad_steps: as the log counts them, the first and all after it that were skipped.
+    """
+
+    def __init__(self, bad_steps: range) -> None:
+        super().__init__(f"steps {bad_steps.start} to {bad_steps.stop - 1} were skipped")
+        self.bad_steps = bad_steps
+
+
+class Guard:
+    """Watches the updates of one run. `rewinds`: times that the run has returned to a checkpoint already."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self._folder, self._config = folder, config
         self._in_a_row = 0
 
-    def check_update(self, step: int, applied: bool) -> None:
-        """Count updates that DeepSpeed skipped because a gradient was not finite."""
-        self._in_a_row = 0 if applied else self._in_a_row + 1
-        if self._in_a_row >= self._limit:
-            raise self._end(step)
+    def check_update(self, step: int, applied: bool, rewinds: int) -> None:
+        """Count updates that were refused. Raises `Rewind` or, when that is used up, `UserError`; on every rank.
 
-    def _end(self, step: int) -> UserError:
-        pointer = self._checkpoints / "latest"
-        last = f"the last checkpoint is {pointer.read_text().strip()}" if pointer.exists() else "there is no checkpoint"
+        step: as the log counts it.
+        """
+        self._in_a_row = 0 if applied else self._in_a_row + 1
+        if self._in_a_row < self._config.max_skipped_steps:
+            return
+        skipped, self._in_a_row = range(step - self._in_a_row + 1, step + 1), 0
+        good = distributed.from_rank_0(lambda: self._last_before(skipped.start))
+        if good is not None and rewinds < self._config.max_rewinds:
+            raise Rewind(skipped)
+        raise self._end(skipped, good, rewinds)
+
+    def _last_before(self, step: int) -> str | None:
+        """The newest checkpoint of a step before `step`."""
+        checkpoints = all_checkpoints(self._folder / "checkpoints")
+        return next((path.name for path in checkpoints if step_of(path) < step), None)
+
+    def _end(self, skipped: range, good: str | None, rewinds: int) -> UserError:
+        last = f"the last checkpoint is {good}" if good else "there is no checkpoint"
+        replay = last_replay(self._folder)
+        look = f"; look with: pairvpr inspect {replay}" if replay else ""
         return UserError(
-            f"step {step}: {self._in_a_row} updates in a row were skipped for gradients that are not finite; {last} in "
-            f"{self._checkpoints}; start the same command again with a lower optim.lr or with optim.clip_grad_norm"
+            f"step {skipped[-1]}: {len(skipped)} updates in a row were skipped for gradients that are not finite"
+            f"{f', after {rewinds} rewinds' if rewinds else ''}; {last} in {self._folder / 'checkpoints'}; start the "
+            f"same command again with a lower optim.lr, with optim.clip_grad_norm or train.max_rewinds{look}"
         )
+
+
+def investigate(
+    engine: Engine, batch: Batch, step: int, loader: EpochLoader, folder: Path, config: TrainingConfig
+) -> None:
+    """Look into an update that was refused: log where it went wrong, note it in the history, keep a replay.
+
+    Every rank calls with its batch and with the step that the objective was given; weights and moments stay.
+    """
+    names = loader.place_names(batch)
+    finding = diagnose(engine, batch.to(engine.device), step, names)
+    replay = write_replay(engine, batch, step, names, finding, folder, config)
+    if distributed.rank() == 0:
+        places = ", ".join(finding.places[:SHOWN_PLACES]) + ", ..." * (len(finding.places) > SHOWN_PLACES)
+        log.warning(
+            "step %d: update skipped: %s%s%s",
+            step + 1, finding, f"; places {places}" if places else "",
+            f"; look with: pairvpr inspect {replay}" if replay else "",
+        )  # fmt: skip
+    add_event(folder, SKIPPED, step + 1, **facts_of(finding, replay))
 
 
 class LostPlace(NamedTuple):

@@ -102,7 +102,7 @@ def prepare(config: TrainingConfig, folder: Path, flag: StopFlag, watchdog: Watc
         loader,
         make_schedule(config, loader.steps_per_epoch),
         BadPlaces(folder, config.data, loader.places),
-        Guard(folder, config.train.max_skipped_steps),
+        Guard(folder, config.train),
         Saver(folder, config),
         Agreement(flag),
         watchdog,
@@ -128,7 +128,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
             skipped_steps=progress.skipped_steps + (not applied),
             seconds=time.perf_counter() - started,
         )
-        run.guard.check_update(progress.step, applied)
+        run.guard.check_update(progress.step, applied, progress.rewinds)
         monitor.record({"loss": loss.detach(), **metrics}, waited)
         stopping = run.agreement.reached() and progress.step < total
         progress = at_border(run, engine, monitor, progress, stopping)

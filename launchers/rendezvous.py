@@ -27,15 +27,19 @@ CONNECT = 10.0  # seconds until an address that does not answer is given up
 
 def meet(path: Path, rank: int, world_size: int) -> dist.TCPStore:
     """The store of a job's ranks; returns when all have it. `path`: a file of this start alone, on a shared disk."""
-    if rank == 0:
-        store = _hold(path)
-    else:
-        store = _find(path)
+    store = _hold(path) if rank == 0 else _find(path)
     store.add("met", 1)
     if rank == 0:
-        _wait_for_all(store, world_size, path)
+        _wait_for_all(store, "met", world_size)
         path.unlink()
     return store
+
+
+def leave(store: dist.Store, rank: int, world_size: int) -> None:
+    """Every rank calls this last; rank 0, in whose memory the store is, returns last."""
+    store.add("left", 1)
+    if rank == 0:
+        _wait_for_all(store, "left", world_size)
 
 
 def _hold(path: Path) -> dist.TCPStore:
@@ -111,10 +115,10 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def _wait_for_all(store: dist.TCPStore, world_size: int, path: Path) -> None:
+def _wait_for_all(store: dist.Store, what: str, world_size: int) -> None:
     reminded = time.monotonic()
-    while (met := store.add("met", 0)) < world_size:
+    while (number := store.add(what, 0)) < world_size:
         if time.monotonic() - reminded > REMIND:
-            log.info("%d of %d processes have come to %s", met, world_size, path)
+            log.info("%d of %d processes have %s", number, world_size, what)
             reminded = time.monotonic()
         time.sleep(POLL / 10)

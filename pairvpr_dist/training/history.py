@@ -25,7 +25,7 @@ STOPPED = "stopped"  # the run has saved and ended as asked; started again it go
 SKIPPED = "skipped"  # places, module, replay: an update that was not finite
 REWOUND = "rewound"  # from_step, data_offset: back to the checkpoint of `step`, past bad data
 HUNG = "hung"  # ranks, seconds: a rank made no step for so long that the watchdog ended the run
-FAILED = "failed"  # reason: one line
+FAILED = "failed"  # reason: one line; job: SLURM's number, where it was a job
 ENDED = "ended"  # the model is written
 PROGRESS = (CHECKPOINT, STOPPED, ENDED)
 
@@ -49,11 +49,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(folder / FILE)
 
 
-def fruitless_starts(history: list[dict[str, Any]]) -> int:
-    """How many times in a row, up to now, training was started and failed without a new checkpoint. Pure."""
+def fruitless_starts(history: list[dict[str, Any]], job: str) -> int:
+    """How many starts of a SLURM job in a row, up to now, failed without a new checkpoint. Pure.
+
+    A start that was only killed (preempted, its machine gone) did not fail.
+    """
     starts = 0
     for line in reversed(history):
         if line["event"] in PROGRESS:
             break
-        starts += line["event"] == STARTED
+        starts += line["event"] == FAILED and line.get("job") == job
     return starts

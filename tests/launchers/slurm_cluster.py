@@ -173,7 +173,9 @@ def running_cluster(folder: Path) -> Iterator[SlurmCluster]:
     """A cluster inside the block; skips the test where there can be none."""
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent or os.geteuid() != 0:
-        pytest.skip(f"a real SLURM needs {', '.join(absent)} (Debian: slurm-wlm)" if absent else "a real SLURM needs root")
+        pytest.skip(
+            f"a real SLURM needs {', '.join(absent)} (Debian: slurm-wlm)" if absent else "a real SLURM needs root"
+        )
     cluster = SlurmCluster(folder)
     try:
         cluster.start()

@@ -1,0 +1,201 @@
+"""What every task of a SLURM job does: one process of a stage. `StageTask` is what is submitted.
+
+Contract: a job that is asked to stop (SIGUSR2 before its time limit, SIGTERM when it is preempted) saves and goes back
+into the queue under its number, unless it was cancelled. A user's mistake is one line in the log, and final.
+
+`python -m launchers.task after STAGE_FOLDER STATUS` is for the job script, when `srun` has ended; see requeue.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
+from pairvpr_dist.files import sole_owner
+from pairvpr_dist.settings import EvalRunConfig, TrainingConfig
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE = 600.0  # seconds; a file server keeps the lock of a machine that is gone for some minutes
+CACHES = {"TMPDIR": "tmp", "TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton",
+          "TORCHINDUCTOR_CACHE_DIR": "inductor"}  # fmt: skip
+
+
+class StageTask:
+    """One stage of a run as a callable that submitit pickles; every task of the job calls it."""
+
+    def __init__(self, config: TrainingConfig | EvalRunConfig) -> None:
+        self.config = config
+        self.folder = Path(config.run) / config.stage
+        self.opened = False  # whether the stage's folder has been found to be this run's
+
+    def __call__(self) -> None:
+        """Run this task's part of the stage; returns when the stage has ended."""
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, then scontrol
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+        prepare_task(self.config.launch.threads)
+        try:
+            ended = self._run()
+        except OSError as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            self._refuse(refused)
+        except UserError as error:
+            self._refuse(error)
+        if not ended:
+            self._leave(requeue)
+
+    def checkpoint(self) -> Any:
+        """For submitit: the same again. All that a run knows is in its folder."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _run(self) -> bool:
+        """This task's part of the stage; False when a signal has stopped it, all saved."""
+        me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if isinstance(self.config, EvalRunConfig):
+            return evaluate(self.config, me)
+        with ExitStack() as owned:
+            return self._train(self.config, me, world, owned)
+
+    def _train(self, config: TrainingConfig, me: int, world: int, owned: ExitStack) -> bool:
+        from launchers.rendezvous import leave, meet
+        from launchers.requeue import start_of_job
+        from pairvpr_dist.training.run_folder import is_finished, open_folder
+        from pairvpr_dist.training.worker import run
+
+        if world != config.launch.processes:
+            raise UserError(f"launch.processes={config.launch.processes}: the job has {world} tasks; submit it again")
+        if me == 0:
+            own(open_folder(config), owned)
+        store = meet(self.folder.parent / "starts" / start_of_job(), me, world)
+        self.opened = True
+        if me == 0:
+            store.set("finished", str(int(is_finished(self.folder))))
+        if store.get("finished") == b"1":
+            log.info("%s has ended before; its model is %s", config.stage, self.folder / "export")
+            ended = True
+        else:
+            ended = run(config, store)
+        leave(store, me, world)
+        return ended
+
+    def _leave(self, requeue: Any) -> None:
+        """All is saved: rank 0 puts the job back into the queue, unless it was cancelled."""
+        from launchers.requeue import WANTED, job_state
+
+        if os.environ["RANK"] != "0":
+            raise SystemExit(0)
+        state = job_state()
+        if state not in WANTED:  # a cancelled job would run again, if SLURM were asked
+            log.info("stopped, all saved; SLURM calls the job %s, so it is not put back into the queue", state)
+            raise SystemExit(0)
+        signal.signal(signal.SIGUSR2, requeue)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    def _refuse(self, error: UserError) -> None:
+        """Tell a mistake in the log; the first task that does tells the job script and the run's history."""
+        from launchers.requeue import add_failure, mistake_file
+
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        left = mistake_file(self.folder)
+        left.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), left.open("x", encoding="utf-8") as told:
+            told.write(f"{error}\n")
+            if self.opened:
+                add_failure(self.folder, str(error))
+        raise SystemExit(USER_ERROR_STATUS) from None
+
+
+def own(folder: Path, owned: ExitStack) -> None:
+    """Hold the stage's lock until `owned` is left; waits for that of an earlier start on a machine that is gone."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            owned.enter_context(sole_owner(folder / "lock", "wait for it or name another run=..."))
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        log.info("%s: waiting for the process that holds the lock", folder)
+        time.sleep(5)
+
+
+def evaluate(config: EvalRunConfig, rank: int) -> bool:
+    """Evaluate on rank 0; the other tasks have nothing to do."""
+    from launchers.local import run_evaluation
+
+    if rank == 0:
+        # Like an exception, so that half-written files are removed on the way.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        run_evaluation(config)
+    return True
+
+
+def prepare_task(threads: int | None) -> None:
+    """Set what training reads from the environment: ranks, threads, folders on the node's own disk."""
+    logging.getLogger("submitit").propagate = False  # it prints its lines itself
+    ranks = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    os.environ |= {name: os.environ[of_slurm] for name, of_slurm in ranks.items()}
+    threads = threads or int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    use_node_disk()
+    import torch
+
+    from launchers.processes import set_environment
+
+    set_environment(threads)
+    if torch.cuda.is_available():  # some sites show each task its own GPU alone
+        os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+def use_node_disk() -> None:
+    """Temporary files and compiled code go below TMPDIR, into a folder of this job and node.
+
+    So nothing is compiled over a network disk, and no job meets another's half-built files. What the site or the user
+    has set stays, except TMPDIR.
+    """
+    base = Path(tempfile.gettempdir()) / f"pairvpr-{os.getuid()}-{os.environ['SLURM_JOB_ID']}-{node()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    if os.environ["LOCAL_RANK"] == "0":
+        for stale in (base / "extensions").glob("**/lock"):  # of a start that was killed while it compiled
+            stale.unlink()
+    for name, folder in CACHES.items():
+        (base / folder).mkdir(exist_ok=True)
+        if name == "TMPDIR":
+            os.environ[name] = str(base / folder)
+        else:
+            os.environ.setdefault(name, str(base / folder))
+    tempfile.tempdir = None  # read TMPDIR again
+
+
+def node() -> str:
+    """SLURM's name of this machine."""
+    return os.environ["SLURMD_NODENAME"]
+
+
+def main(argv: list[str]) -> None:
+    """The program of the job script."""
+    from launchers.requeue import after
+
+    match argv:
+        case ["after", folder, status] if status.isdecimal():
+            after(Path(folder), int(status))
+        case _:
+            raise UserError("usage: python -m launchers.task after STAGE_FOLDER STATUS")
+
+
+if __name__ == "__main__":
+    from pairvpr_dist.errors import exit_on_user_error
+
+    exit_on_user_error(lambda: main(sys.argv[1:]))

@@ -105,11 +105,9 @@ def waiting(job: Job, begun: bool, submitted: Submitted, known: Mapping[str, Job
         return f"pending (never starts: {submitted.dependency} has not ended well; cancel and resume)"
     if job.reason == "Dependency":
         return f"pending (after {submitted.dependency})"
-    later = job.start is not None and job.start > time.time()
-    if begun or job.reason == "BeginTime":
-        until = f"waits until {clock(job.start)}" if later and job.start is not None else f"waits: {job.reason}"
-        return f"requeued ({until})"
-    return f"pending ({job.reason})"
+    if job.reason == "BeginTime" and job.start is not None:
+        return f"requeued (waits until {clock(job.start)})"
+    return f"requeued ({job.reason})" if begun else f"pending ({job.reason})"
 
 
 def fault_of(job: Job, submitted: Submitted) -> str:

@@ -21,7 +21,7 @@ import yaml
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json_lines
-from pairvpr_dist.training.history import REWOUND, STARTED, read_history
+from pairvpr_dist.training.history import REWOUND, SKIPPED, STARTED, read_history
 from pairvpr_dist.training.liveness import (
     ENDED,
     Event,
@@ -29,7 +29,6 @@ from pairvpr_dist.training.liveness import (
     judge,
     last_failure,
     last_word,
-    modified,
     newest_checkpoint,
     seems_alive,
 )
@@ -71,20 +70,20 @@ def inspect_stage(folder: Path, alive: bool | None = None, since: float = 0.0) -
     """
     config = read_settings(folder)
     events, lines = read_history(folder), read_json_lines(folder / "metrics.jsonl", last=TAIL)
+    last: dict[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
+    newest = newest_checkpoint(folder)
     now = time.time()
     word = last_word(folder, events)
     if alive is None:
         alive = seems_alive(folder, events, None if word is None else now - word)
     state, reason = judge(
         ended=(folder / "export" / "config.json").exists(),
-        begun=bool(events or lines) or (folder / "checkpoints").exists(),
+        begun=bool(events or lines or newest),
         alive=alive,
         events=events,
         since=since,
-        stepped=has_stepped(events, lines, modified(folder / "metrics.jsonl") or 0.0, since),
+        stepped=has_stepped(events, last, since),
     )
-    newest = newest_checkpoint(folder)
-    last: dict[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
     step = max([line["step"] for line in lines[-1:]] + [newest[0] if newest else 0])
     steps = step if state == ENDED else total_steps(config, events)
     rate = usual_rate(lines)
@@ -99,9 +98,9 @@ def inspect_stage(folder: Path, alive: bool | None = None, since: float = 0.0) -
         loss=last.get("loss"),
         places_per_second=last.get("places_per_second"),
         mfu=last.get("mfu"),
-        restarts=max(0, sum(event["event"] == STARTED for event in events) - 1),
-        skipped_steps=int(last.get("skipped_steps", 0)),
-        rewinds=sum(event["event"] == REWOUND for event in events),
+        restarts=max(0, count(events, STARTED) - 1),
+        skipped_steps=int(last.get("skipped_steps", count(events, SKIPPED))),
+        rewinds=count(events, REWOUND),
         bad_places=count_bad_places(folder),
         seconds_left=seconds_left(step, steps, config["data"]["places_per_batch"], rate),
         checkpoint_step=newest[0] if newest else None,
@@ -109,6 +108,11 @@ def inspect_stage(folder: Path, alive: bool | None = None, since: float = 0.0) -
         silent=None if word is None else max(0.0, now - word),
         last_failure=last_failure(events),
     )
+
+
+def count(events: Sequence[Event], name: str) -> int:
+    """How many events of a name there are."""
+    return sum(event["event"] == name for event in events)
 
 
 def stages_of(path: Path) -> list[Path]:

@@ -52,11 +52,13 @@ def _head(report: dict[str, Any]) -> str:
         report["skipped_steps"] and _many(report["skipped_steps"], "skipped step"),
         report["bad_places"] and _many(report["bad_places"], "unreadable place"),
     ]
-    lines = [f"{report['stage']} {report['size']}   {told}", f"  {where}", f"  {', '.join(x for x in facts if x)}"]
+    lines = [f"{report['stage']} {report['size']}   {told}", f"  {where}"]
+    if any(facts):
+        lines.append(f"  {', '.join(fact for fact in facts if fact)}")
     if report["checkpoint_step"] is not None:
         age = duration(report["checkpoint_age"])
         lines.append(f"  last checkpoint of step {report['checkpoint_step']:,}, {age} ago")
-    if report["last_failure"] and report["state"] != "failed":
+    if report["last_failure"] not in (None, report["reason"]):
         lines.append(f"  last failure: {report['last_failure']}")
     return "\n".join(lines)
 

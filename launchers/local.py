@@ -57,23 +57,33 @@ def run(configs: Sequence[Any]) -> None:
 
 
 def check_all(configs: Sequence[Any]) -> None:
-    """Everything that can be known to fail is told before the first stage starts."""
+    """Everything that can be known to fail on this machine is told before the first stage starts."""
     from launchers.processes import choose_accelerator
 
     choose_accelerator()
-    from pairvpr_dist.training.run_folder import check, check_folder
+    from pairvpr_dist.training.run_folder import check, check_folder, check_gpus
 
+    for config in checkable(configs):
+        if isinstance(config, EvalRunConfig):
+            check_evaluation(config)
+        else:
+            check_folder(config)
+            check(config)
+            check_gpus(config.launch.processes)
+
+
+def checkable(configs: Sequence[Any]) -> list[Any]:
+    """The same stages, none to start from a model that one before it is still to make: that cannot be looked at yet."""
     made = {f"{config.run}/{config.stage}/export" for config in configs}
+    found = []
     for config in configs:
         if isinstance(config, EvalRunConfig):
             if config.eval.model not in made and not Path(config.eval.model).exists():
                 raise UserError(f"eval.model={config.eval.model}: no such file or folder")
-            check_evaluation(config)
-        else:
-            check_folder(config)
-            # A model that an earlier stage will make cannot be looked at yet.
-            to_come = config.init.model in made and not Path(config.init.model).exists()
-            check(replace(config, init=replace(config.init, model=None)) if to_come else config)
+        elif config.init.model in made and not Path(config.init.model).exists():
+            config = replace(config, init=replace(config.init, model=None))
+        found.append(config)
+    return found
 
 
 def check_evaluation(config: EvalRunConfig) -> None:

@@ -36,21 +36,21 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
     sizes = {p.stem for p in (CONFIGS / stage).glob("*.yaml")} - {"default"}
     if size not in sizes:
         raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes)}")
-    config = _merge(
+    config = merge(
         OmegaConf.structured(STAGES[stage]),
         OmegaConf.load(CONFIGS / stage / "default.yaml"),
         f"configs/{stage}/default.yaml",
     )
-    config = _merge(config, OmegaConf.load(CONFIGS / stage / f"{size}.yaml"), f"configs/{stage}/{size}.yaml")
-    config = _merge(config, OmegaConf.create({"stage": stage, "size": size}), "stage and size")
+    config = merge(config, OmegaConf.load(CONFIGS / stage / f"{size}.yaml"), f"configs/{stage}/{size}.yaml")
+    config = merge(config, OmegaConf.create({"stage": stage, "size": size}), "stage and size")
     for override in overrides:
-        config = _merge(config, parse_override(override, STAGES[stage]), override)
-    return _to_dataclass(config, stage)
+        config = merge(config, parse_override(override, STAGES[stage]), override)
+    return to_dataclass(config, stage)
 
 
 def config_from_dict(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     """A configuration dataclass from plain values read from `where` (a checkpoint's or export's JSON)."""
-    return _to_dataclass(_merge(OmegaConf.structured(cls), OmegaConf.create(values), where), where)
+    return to_dataclass(merge(OmegaConf.structured(cls), OmegaConf.create(values), where), where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def _is_section(kind: Any) -> bool:
     return is_dataclass(kind)
 
 
-def _merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
+def merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
+    """A structured configuration after the values of `delta`, read from `where`. Raises `UserError`."""
     try:
         return OmegaConf.merge(config, delta)
     except (ConfigKeyError, ConfigAttributeError) as error:
@@ -138,7 +139,8 @@ def _nearest_key(key: str, known: Iterable[str]) -> str:
     return next((hint for hint in hints if hint.startswith("did")), hints[-1])
 
 
-def _to_dataclass(config: Any, where: str) -> Any:
+def to_dataclass(config: Any, where: str) -> Any:
+    """The dataclass of a structured configuration, with its checks. Raises `UserError`, also for what has no value."""
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if not missing:

@@ -31,7 +31,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
-from pairvpr_dist.settings import Stage1Config, Stage2Config, TrainingConfig
+from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.validation import validation_loader
 from pairvpr_dist.training.weights_and_biases import check_wandb
 
@@ -107,10 +107,18 @@ def read_config(folder: Path) -> TrainingConfig:
     return config_from_dict(STAGES[values["stage"]], values, str(path))
 
 
-def check(config: Stage1Config | Stage2Config) -> None:
-    """Everything that can be known to fail before the first step, from the shards to the compiler."""
-    processes = config.launch.processes
+def check(config: TrainingConfig) -> None:
+    """Everything that can be known to fail on any machine of the run before the first step."""
+    check_data(config)
+    check_model(config)
     check_wandb(config.train)
+    if not torch.cuda.is_available():
+        _check_compiler()
+
+
+def check_data(config: TrainingConfig) -> None:
+    """That the shards are there and a batch can be dealt out over the processes."""
+    processes = config.launch.processes
     EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
     if config.data.validation:
         validation_loader(config, 0, processes)
@@ -119,15 +127,21 @@ def check(config: Stage1Config | Stage2Config) -> None:
             f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "
             f"to find negatives, and launch.processes={processes}"
         )
+
+
+def check_model(config: TrainingConfig) -> None:
+    """That the model can be built and the weights that it starts from fit."""
     with torch.device("meta"):
         model = PairVPR(config.model)
     if config.init.model:
         check_same_architecture(model.config, Path(config.init.model))
     if config.init.encoder:
         read_tensors(Path(config.init.encoder))
-    if not torch.cuda.is_available():
-        _check_compiler()
-    elif processes > torch.cuda.device_count():
+
+
+def check_gpus(processes: int) -> None:
+    """That this machine, if it has GPUs, has one for each process that it shall run."""
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"launch.processes={processes}: this machine has {torch.cuda.device_count()} GPUs")
 
 

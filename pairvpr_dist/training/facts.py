@@ -41,9 +41,11 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
 
 def commit() -> str:
     """The commit of the code that runs, 'unknown' outside a checkout."""
+    here = Path(__file__).parents[2]
+    if (here / "COMMIT").exists():  # a copy of a checkout, made by launchers/snapshot.py
+        return (here / "COMMIT").read_text(encoding="utf-8").strip()
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    here = Path(__file__).parent
     answer = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"

@@ -52,7 +52,8 @@ class Monitor:
         self._waited += waited
         self._step += 1
         self._bar.advance()
-        self._profile.after_step(self._step)
+        with self.paused():
+            self._profile.after_step(self._step)
 
     def write_window(self, step: int, extra: dict[str, float]) -> dict[str, float]:
         """Write the mean since the last call as the line of `step` and return it; every rank must call."""

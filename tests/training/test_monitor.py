@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -106,27 +104,15 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path, config: TrainingConfi
     assert '"processes": 2' in markers[1].tensor_proto.string_val[0].decode()
 
 
-def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
+def test_what_was_written_survives_a_kill(tmp_path: Path, config: TrainingConfig) -> None:
     """A point that TensorBoard holds back would be lost: its step was saved and is not done again."""
-    program = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-import torch
-from small_runs import small_config
-from pairvpr_dist.training.monitor import Monitor
-folder = Path({str(tmp_path)!r})
-monitor = Monitor(folder, small_config("stage1", Path("unused"), folder), 0, 9)
-monitor.record({{"loss": torch.tensor(1.0)}}, 0.0)
-monitor.write_window(1, {{}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", program], env=environment, check=False, cwd=Path(__file__).parents[2]
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1]
+    child = os.fork()
+    if child == 0:
+        train(tmp_path, config, 0, 1, 1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 1]
     assert [event.step for event in board_of(tmp_path).Scalars("loss")] == [1]
 
 

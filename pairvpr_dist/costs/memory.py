@@ -65,7 +65,8 @@ def model_state(numbers: Numbers, zero_stage: int, world: int, bf16: bool, bucke
     masters = bf16 or zero_stage > 0  # in fp32 without ZeRO, AdamW updates the parameters themselves
     share = 1 / world
     whole = numbers.trained + numbers.frozen
-    held = whole * share + numbers.small if zero_stage == 3 else whole
+    small = numbers.small if world > 1 else 0  # alone, a rank's part is the whole
+    held = whole * share + small if zero_stage == 3 else whole
     divided_gradients = share if zero_stage > 1 else 1.0  # ZeRO-1 divides them when all are there
     divided = share if zero_stage > 0 else 1.0
     buckets = {0: 0, 1: width, 2: width, 3: FP32}[zero_stage] * bucket * (2 if overlap and zero_stage in (1, 2) else 1)

@@ -29,7 +29,7 @@ BUCKET = 50_000  # numbers; a share of the model as small as the real one's of a
 def held_bytes() -> int:
     """Bytes of all tensors that are alive, every storage once."""
     gc.collect()
-    alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.device.type != "meta"]
+    alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type != "meta"]
     alive += [t.grad for t in alive if t.is_leaf and t.grad is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
     return sum(storages.values())

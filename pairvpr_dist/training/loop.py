@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,21 +23,23 @@ from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
+from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.agreement import check_agreement
 from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import commit, training_facts
-from pairvpr_dist.training.guards import BadPlaces, Guard
+from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
 from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, VALIDATE
-from pairvpr_dist.training.history import ENDED, SIGNALLED, STARTED, STOPPED, add_event
+from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.saving import Saver
 from pairvpr_dist.training.schedules import Schedule, make_schedule
 from pairvpr_dist.training.self_check import self_check
 from pairvpr_dist.training.signals import Agreement, StopFlag
+from pairvpr_dist.training.spikes import SpikeWatch
 from pairvpr_dist.training.starting import start_or_resume, tell_start
 from pairvpr_dist.training.validation import validate
 from pairvpr_dist.training.watchdog import Watchdog
@@ -81,7 +84,13 @@ def train_watched(run: Run) -> bool:
         self_check(config, folder, run.loader, run.schedule)
     engine, progress = start_or_resume(config, latest, run.loader.datasets)
     add_event(folder, STARTED, progress.step, **facts_of_start(run))
-    progress = train_steps(run, engine, progress)
+    while True:
+        try:
+            progress = train_steps(run, engine, progress)
+            break
+        except Rewind as rewind:
+            engine.close()
+            engine, progress = return_to_checkpoint(run, rewind, progress)
     run.agreement.close()
     run.saver.close()
     ended = progress.step == run.schedule.total_steps
@@ -109,37 +118,60 @@ def prepare(config: TrainingConfig, folder: Path, flag: StopFlag, watchdog: Watc
     )
 
 
+def return_to_checkpoint(run: Run, rewind: Rewind, progress: Progress) -> tuple[Engine, Progress]:
+    """The engine as the last checkpoint before the bad steps left it, with the data up to their end left out.
+
+    As large language models were trained past such stretches (Chowdhery et al. 2022, PaLM, section 5.1). `progress`:
+    where the steps that led here began.
+    """
+    run.saver.wait()
+    bad = rewind.bad_steps
+    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(run.folder / "checkpoints", before=bad.start))
+    engine, saved = start_or_resume(run.config, latest, run.loader.datasets)
+    offset = progress.data_offset + bad[-1] - saved.step  # a step of the log is one more than its data's
+    if rank() == 0:
+        told = "steps %d to %d were not finite: back to step %d, without the data up to there"
+        log.warning(told, bad.start, bad[-1], saved.step)
+    add_event(run.folder, REWOUND, saved.step, from_step=bad[-1], data_offset=offset)
+    return engine, replace(saved, data_offset=offset, rewinds=progress.rewinds + 1)
+
+
 def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     """Train until the last step, or until a signal; the progress when it stopped, which has been saved."""
-    total = run.schedule.total_steps
-    monitor = Monitor(run.folder, run.config, progress.step, total)
-    started = time.perf_counter() - progress.seconds
-    run.watchdog.at(DATA, progress.step)
-    for batch, waited in timed(run.loader.batches(progress.data_step, total + progress.data_offset)):
-        step, on_device = progress.step, batch.to(engine.device)
-        set_rates(engine.groups, run.schedule, step)
-        run.watchdog.at(FORWARD, step)
-        loss, metrics = engine.forward(on_device, step)
-        run.watchdog.at(BACKWARD, step)
-        applied = engine.step(loss)
-        progress = replace(
-            progress,
-            step=step + 1,
-            skipped_steps=progress.skipped_steps + (not applied),
-            seconds=time.perf_counter() - started,
-        )
-        run.guard.check_update(progress.step, applied, progress.rewinds)
-        monitor.record({"loss": loss.detach(), **metrics}, waited)
-        stopping = run.agreement.reached() and progress.step < total
-        progress = at_border(run, engine, monitor, progress, stopping)
-        if stopping:
-            break
+    with closing(Monitor(run.folder, run.config, progress.step, run.schedule.total_steps)) as monitor:
+        spikes = SpikeWatch(run.folder, progress.step)
         run.watchdog.at(DATA, progress.step)
-    monitor.close()
+        last = run.schedule.total_steps + progress.data_offset
+        for batch, waited in timed(run.loader.batches(progress.data_step, last)):
+            progress, metrics = train_step(run, engine, batch, progress)
+            monitor.record(metrics, waited)
+            spikes.record(progress.step, metrics["loss"], batch.places)
+            stopping = run.agreement.reached() and progress.step < run.schedule.total_steps
+            progress = at_border(run, engine, monitor, spikes, progress, stopping)
+            if stopping:
+                break
+            run.watchdog.at(DATA, progress.step)
     return progress
 
 
-def at_border(run: Run, engine: Engine, monitor: Monitor, progress: Progress, stopping: bool) -> Progress:
+def train_step(run: Run, engine: Engine, batch: Batch, progress: Progress) -> tuple[Progress, Metrics]:
+    """One step: the progress after it, and its metrics, which stay on the device. Raises what a guard decides."""
+    step = progress.step
+    set_rates(engine.groups, run.schedule, step)
+    run.watchdog.at(FORWARD, step)
+    loss, metrics = engine.forward(batch.to(engine.device), step)
+    run.watchdog.at(BACKWARD, step)
+    applied = engine.step(loss)
+    if not applied:
+        investigate(engine, batch, step, run.loader, run.folder, run.config)
+    progress = replace(progress, step=step + 1, skipped_steps=progress.skipped_steps + (not applied))
+    run.guard.check_update(progress.step, applied, progress.rewinds)
+    return progress, {"loss": loss.detach(), **metrics}
+
+
+def at_border(
+    run: Run, engine: Engine, monitor: Monitor, spikes: SpikeWatch, progress: Progress, stopping: bool
+) -> Progress:
     """What is due after a step: a line of the log, a validation, a checkpoint."""
     train, last = run.config.train, progress.step == run.schedule.total_steps
     logs, validates, saves = (
@@ -153,6 +185,7 @@ def at_border(run: Run, engine: Engine, monitor: Monitor, progress: Progress, st
     if logs or saves:
         run.bad_places.gather(run.loader)
     if logs:
+        spikes.check(run.loader.corpus.name)
         facts = facts_of_step(engine, run.loader, run.schedule, progress)
         monitor.write_window(progress.step, {**facts, "bad_places": len(run.bad_places)})
     with monitor.paused():

@@ -102,6 +102,7 @@ def _start(processes: int, folder: Path) -> ProcessFailure | None:
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.5,
     )  # fmt: skip
+    agent.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]  # which newer torch sets from this
     try:
         elastic_launch(agent, sys.executable)("-m", WORKER, str(folder))
     except ChildFailedError as error:

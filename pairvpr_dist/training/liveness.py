@@ -25,12 +25,17 @@ FRESH = 120.0  # seconds after its last word in which a run counts as alive wher
 
 
 def judge(
-    ended: bool, begun: bool, alive: bool, events: Sequence[Event], since: float, stepped: bool
+    ended: bool, begun: bool, alive: bool, new: bool, events: Sequence[Event], since: float, stepped: bool
 ) -> tuple[str, str | None]:
-    """The state of a stage, and the reason where it failed or was stopped. Pure."""
+    """The state of a stage, and the reason where it failed or was stopped. Pure.
+
+    `new`: the process that works on it has not written a word yet.
+    """
     this_start = after_last_start(events)
     if ended:
         return ENDED, None
+    if alive and new:
+        return STARTING, None
     if alive:
         own = [event for event in this_start if event["time"] >= since]
         if any(event["event"] in FAULTS for event in own):
@@ -111,6 +116,13 @@ def seems_alive(folder: Path, events: Sequence[Event], silent: float | None) -> 
         return False
     here = socket.gethostname() in start.get("hosts", [])
     return silent is not None and silent < FRESH and not (here and locked is False)
+
+
+def is_new(folder: Path) -> bool:
+    """Whether nothing was written since the lock was taken. Both times are the file server's."""
+    taken = modified(folder / "lock")
+    words = [modified(folder / name) for name in ("metrics.jsonl", history.FILE)]
+    return taken is not None and all(word is None or word < taken for word in words)
 
 
 def is_locked(path: Path) -> bool | None:

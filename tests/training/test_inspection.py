@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,9 @@ from pairvpr_dist.training.inspection import (
     stages_of,
     usual_rate,
 )
+from pairvpr_dist.training.liveness import UNTOLD
+from pairvpr_dist.training.run_report import run_report
+from pairvpr_dist.training.run_text import as_text
 
 ROOT = Path(__file__).parents[2]
 HERE = {"processes": 1, "hosts": [socket.gethostname()], "job": None, "total_steps": 100, "steps_per_epoch": 10}
@@ -71,6 +75,14 @@ def begin(folder: Path, step: int = 0, hosts: tuple[str, ...] = (socket.gethostn
     append_event(folder, history.STARTED, step, **(HERE | {"hosts": list(hosts)}))
 
 
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """The stage's lock is held, and has been for long."""
+    with sole_owner(folder / "lock", ""):
+        os.utime(folder / "lock", (time.time() - 9,) * 2)
+        yield
+
+
 def test_a_stage_that_has_not_begun(folder: Path) -> None:
     state = inspect_stage(folder)
     assert (state.state, state.step, state.steps, state.epochs) == ("not begun", 0, None, 10)
@@ -78,7 +90,7 @@ def test_a_stage_that_has_not_begun(folder: Path) -> None:
 
 
 def test_what_a_stage_at_work_tells(folder: Path) -> None:
-    with sole_owner(folder / "lock", ""):
+    with at_work(folder):
         assert inspect_stage(folder).state == "starting"
         begin(folder)
         assert inspect_stage(folder).state == "starting"
@@ -99,7 +111,7 @@ def test_a_stage_that_was_started_again_is_starting_until_it_has_made_a_step(fol
     write_line(folder, 10)
     write_checkpoint(folder, 10)
     write_line(folder, 15)
-    with sole_owner(folder / "lock", ""):
+    with at_work(folder):
         begin(folder, 10)
         assert inspect_stage(folder).state == "starting"  # step 15 is of the start before
         write_line(folder, 20)
@@ -111,6 +123,18 @@ def test_a_stage_that_was_started_again_is_starting_until_it_has_made_a_step(fol
         append_event(folder, history.SIGNALLED, 22, signal="SIGTERM")
         state = inspect_stage(folder)
         assert (state.state, state.reason) == ("stopping", "SIGTERM")
+
+
+def test_a_process_that_has_taken_the_lock_is_starting_until_it_says_a_word(folder: Path) -> None:
+    begin(folder)
+    write_line(folder, 10)
+    for name in ("metrics.jsonl", "history.jsonl"):
+        os.utime(folder / name, (time.time() - 9,) * 2)
+    with sole_owner(folder / "lock", ""):
+        assert inspect_stage(folder).state == "starting"
+        write_line(folder, 20)  # of the process before, to which another was refused the lock
+        os.utime(folder / "metrics.jsonl", (time.time() + 9,) * 2)
+        assert inspect_stage(folder).state == "running"
 
 
 def test_who_knows_of_the_process_decides(folder: Path) -> None:
@@ -129,7 +153,7 @@ def test_who_knows_of_the_process_decides(folder: Path) -> None:
         ([(history.FAILED, {"reason": "tasks ended with status 1"})], "failed", "tasks ended with status 1"),
         ([(history.HUNG, {"ranks": [3], "phase": "data"}), (history.FAILED, {"reason": "status 75"})], "failed",
          "rank 3 hung at step 12 in phase 'data'"),
-        ([], "failed", "killed, or ended without a word in its history"),
+        ([], "failed", UNTOLD),
     ],
 )  # fmt: skip
 def test_a_stage_that_is_not_at_work(
@@ -286,6 +310,7 @@ def test_the_life_of_a_real_run(city_shards: Path, tmp_path: Path) -> None:
     psutil.wait_procs(workers, timeout=60)
     first.wait()
     assert inspect_stage(folder).state == "failed"
+    assert as_text(run_report(folder))
 
     second = subprocess.Popen(command, cwd=ROOT)
     assert wait_until(lambda state: state.state != "failed", folder).state == "starting"
@@ -295,3 +320,6 @@ def test_the_life_of_a_real_run(city_shards: Path, tmp_path: Path) -> None:
     assert second.wait(timeout=60) == 128 + signal.SIGTERM
     assert inspect_stage(folder).state == "stopped"
     assert inspect_stage(folder).seconds_left
+    starts = run_report(folder)["stages"][0]["starts"]
+    assert [start["end"] for start in starts] == [UNTOLD, "stopped"]
+    assert 10 <= starts[0]["to_step"] <= starts[1]["from_step"] + 10 <= starts[1]["to_step"] + 10

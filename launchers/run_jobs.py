@@ -28,6 +28,12 @@ class Submitted:
     dependency: str | None  # the job that it waits for
     record: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """The run as the table shows it: a sweep's point with the folder of the sweep."""
+        base = Path(self.record["base"])
+        return base.name if base.resolve() == self.run.resolve() else f"{base.name}/{self.run.name}"
+
     def log_files(self, rank: int) -> list[Path]:
         """What a rank of the job prints: standard output and errors, over all its starts."""
         name = f"{self.job_id}_{rank}_log"
@@ -49,6 +55,12 @@ def need_jobs(run: Path) -> list[Submitted]:
     if not jobs:
         raise UserError(f"{run / FILE}: no such file; name a run folder that launchers/slurm.py submitted")
     return jobs
+
+
+def runs_named(path: Path) -> list[Path]:
+    """The run folder `path`, or those of a sweep below it."""
+    runs = [] if (path / FILE).exists() else runs_below(path)
+    return runs or [path]
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launchers.run_jobs import Submitted, need_jobs, read_jobs, runs_below
+from launchers.run_jobs import Submitted, need_jobs, read_jobs, runs_below, runs_named
 from launchers.slurm_queue import Job, SlurmError, cancel_job, jobs_by_id
 from pairvpr_dist.errors import UserError, exit_on_user_error
 
@@ -53,15 +53,12 @@ def status(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--watch", action="store_true", help="draw the table again every few seconds, until Ctrl-C")
 
     def show(args: argparse.Namespace) -> None:
-        runs = args.run or runs_below(Path("runs"))
-        if not runs:
-            raise UserError("runs: no run below it was submitted; name a run folder")
         if not (args.watch and sys.stdout.isatty()):
-            print(drawn(runs))
+            print(drawn(args.run))
             return
         try:
             while True:
-                text = drawn(args.run or runs_below(Path("runs")))
+                text = drawn(args.run)
                 size = shutil.get_terminal_size()
                 lines = [line[: size.columns] for line in text.splitlines()][: size.lines - 2]
                 print(CLEAR + "\n".join([*lines, time.strftime("%H:%M:%S, Ctrl-C ends")]), flush=True)
@@ -72,10 +69,13 @@ def status(parser: argparse.ArgumentParser) -> Run:
     return show
 
 
-def drawn(runs: Sequence[Path]) -> str:
-    """The table of runs; a note below it where SLURM could not be asked."""
+def drawn(named: Sequence[Path]) -> str:
+    """The table of the runs named, or of all below runs/; a note below it where SLURM could not be asked."""
     from launchers.status_table import statuses, table
 
+    runs = [run for path in named for run in runs_named(path)] if named else runs_below(Path("runs"))
+    if not runs:
+        raise UserError("runs: no run below it was submitted; name a run folder")
     ids = [job.job_id for run in runs for job in read_jobs(run)]
     note = ""
     try:
@@ -114,7 +114,7 @@ def cancel(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
 
     def end(args: argparse.Namespace) -> None:
-        waiting = list(in_queue(need_jobs(args.run)))
+        waiting = [found for run in runs_named(args.run) for found in in_queue(need_jobs(run))]
         for submitted, job in reversed(waiting):  # what waits for another first, so that it does not begin meanwhile
             cancel_job(submitted.job_id)
             print(f"cancelled {submitted.stage} {submitted.job_id} ({job.state.lower()})")
@@ -122,6 +122,30 @@ def cancel(parser: argparse.ArgumentParser) -> Run:
             print(f"{args.run}: no job of it is in the queue")
 
     return end
+
+
+def resume(parser: argparse.ArgumentParser) -> Run:
+    """`resume`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument(
+        "override", metavar="KEY=VALUE", nargs="*", help="changes, of the run or of its cluster profile"
+    )
+
+    def submit_again(args: argparse.Namespace) -> None:
+        runs = runs_named(args.run)
+        for run in runs:
+            for submitted, job in in_queue(need_jobs(run)):
+                raise UserError(
+                    f"{run}: {submitted.stage} {submitted.job_id} is in the queue ({job.state.lower()}); "
+                    "wait for it, or cancel the run first"
+                )
+        from launchers.submission import resume as submit_what_has_not_ended
+        from launchers.submission import told
+
+        for run in runs:
+            print(told(submit_what_has_not_ended(run, args.override)))
+
+    return submit_again
 
 
 def in_queue(jobs: Sequence[Submitted]) -> Iterator[tuple[Submitted, Job]]:
@@ -149,6 +173,12 @@ VERBS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] = {
         "Take a run's jobs out of the queue; the run can be resumed.",
         "  python launchers/slurm.py cancel runs/vitg-2026-11-21",
         cancel,
+    ),
+    "resume": (
+        "Submit again what has not ended of a run, as it was submitted but with the code of now.",
+        "  python launchers/slurm.py resume runs/vitg-2026-11-21\n"
+        "  python launchers/slurm.py resume runs/vitg-2026-11-21 cluster.nodes=4 train.checkpoint_every=500",
+        resume,
     ),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.run_jobs import Submitted, read_jobs
@@ -26,7 +26,7 @@ ALIVE = (STARTING, RUNNING, STOPPING)
 class StageStatus:
     """One row."""
 
-    run: Path
+    run: str
     stage: str
     told: str  # the state in words
     state: RunState | None  # None: no folder yet, or an evaluation
@@ -37,9 +37,11 @@ def statuses(run: Path, known: Mapping[str, Job]) -> list[StageStatus]:
     submitted = read_jobs(run)
     rows = [stage_status(job, known.get(job.job_id), known) for job in submitted]
     others = [folder for folder in stages_of(run) if folder.name not in {job.stage for job in submitted}]
-    rows += [StageStatus(run, folder.name, worded(state := inspect_stage(folder)), state) for folder in others]
+    rows += [
+        StageStatus(run.resolve().name, folder.name, worded(state := inspect_stage(folder)), state) for folder in others
+    ]
     if (run / "eval" / "results.json").exists() and "eval" not in {job.stage for job in submitted}:
-        rows.append(StageStatus(run, "eval", ENDED, None))
+        rows.append(StageStatus(run.resolve().name, "eval", ENDED, None))
     if not rows:
         raise UserError(f"{run}: holds no run; name a run folder")
     return sorted(rows, key=lambda row: row.stage not in ("stage1", "stage2"))
@@ -50,14 +52,14 @@ def stage_status(submitted: Submitted, job: Job | None, known: Mapping[str, Job]
     folder = submitted.run / submitted.stage
     if submitted.stage == "eval":
         ended = (folder / "results.json").exists()
-        return StageStatus(submitted.run, "eval", evaluation_state(job, ended, submitted, known), None)
+        return StageStatus(submitted.name, "eval", evaluation_state(job, ended, submitted, known), None)
     if not (folder / "config.yaml").exists():
-        return StageStatus(submitted.run, submitted.stage, state_without_folder(job, submitted, known), None)
+        return StageStatus(submitted.name, submitted.stage, state_without_folder(job, submitted, known), None)
     running = job is not None and job.state == "RUNNING"
     # A job that SLURM does not know any more has no process, but somebody may have gone on with the run by hand.
     alive = True if running else is_locked(folder / "lock") is True
     state = inspect_stage(folder, alive, job.start or 0.0 if job is not None and running else 0.0)
-    return StageStatus(submitted.run, submitted.stage, state_in_words(job, state, submitted, known), state)
+    return StageStatus(submitted.name, submitted.stage, state_in_words(job, state, submitted, known), state)
 
 
 def state_in_words(job: Job | None, state: RunState, submitted: Submitted, known: Mapping[str, Job]) -> str:
@@ -145,7 +147,7 @@ def clock(moment: float) -> str:
 def cells(row: StageStatus) -> list[str]:
     """A row as text. Pure."""
     state = row.state
-    shown = [str(row.run.name), row.stage, row.told]
+    shown = [row.run, row.stage, row.told]
     if state is None:
         return shown + ["-"] * (len(HEADS) - len(shown))
     going = row.told.startswith(ALIVE)
@@ -176,8 +178,3 @@ def table(rows: Sequence[StageStatus]) -> str:
     texts = [list(HEADS), *map(cells, rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in texts)
-
-
-def named(rows: Sequence[StageStatus], name: str) -> list[StageStatus]:
-    """Rows under a longer name, for points of a sweep."""
-    return [replace(row, run=Path(name)) for row in rows]

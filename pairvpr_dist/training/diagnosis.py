@@ -87,8 +87,8 @@ class Finding:
             PARAMETER: f"first in the gradient of {self.module}",
         }[self.phase]
         weights = ", whose weights are not finite" if self.bad_weights else ""
-        ranks = f"rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks))}"
-        return f"{loss} not finite, {where}{weights}, on {ranks}"
+        ranks = f", on rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks))}"
+        return f"{loss} not finite, {where}{weights}{ranks if len(self.losses) > 1 else ''}"
 
 
 def diagnose(engine: Engine, batch: Batch, step: int, names: list[str]) -> Finding:

@@ -25,7 +25,7 @@ from pairvpr_dist.training.checkpoint import all_checkpoints, step_of
 from pairvpr_dist.training.diagnosis import diagnose
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.history import SKIPPED, add_event
-from pairvpr_dist.training.replay import facts_of, last_replay, write_replay
+from pairvpr_dist.training.replay import facts_of, replay_path, write_replay
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class Guard:
 
     def _end(self, skipped: range, good: str | None, rewinds: int) -> UserError:
         last = f"the last checkpoint is {good}" if good else "there is no checkpoint"
-        replay = last_replay(self._folder)
+        kept = [replay_path(self._folder, step - 1) for step in skipped]
+        replay = next((path for path in reversed(kept) if path.exists()), None)
         look = f"; look with: pairvpr inspect {replay}" if replay else ""
         return UserError(
             f"step {skipped[-1]}: {len(skipped)} updates in a row were skipped for gradients that are not finite"

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 FOLDER = "replays"
 FILE = "replay.json"
 FORMAT = "pairvpr-replay/1"
+SHOWN_PLACES = 5
 REPLAYS = 3  # of one run; each holds the whole model
 
 
@@ -63,17 +64,12 @@ def replay_path(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"step-{step + 1:08d}"
 
 
-def last_replay(folder: Path) -> Path | None:
-    """The newest replay of a stage's folder."""
-    return max(_replays(folder), default=None)
-
-
 def write_replay(
     engine: Engine, batch: Batch, step: int, names: list[str], finding: Finding, folder: Path, config: TrainingConfig
 ) -> Path | None:
     """Keep a step, with this rank's batch; every rank must call. The replay's folder, None where none was written."""
     path = replay_path(folder, step)
-    if not distributed.from_rank_0(lambda: not path.exists() and len(_replays(folder)) < REPLAYS):
+    if not distributed.from_rank_0(lambda: not path.exists() and len(list(path.parent.glob("step-*"))) < REPLAYS):
         return None
     places = gather_objects(names)
     batches = gather_to_rank_0({f.name: getattr(batch, f.name).cpu() for f in fields(batch)})
@@ -82,11 +78,10 @@ def write_replay(
     def write() -> str | None:
         assert batches is not None
         assert weights is not None
-        kept = Replay(
-            step, uses_bf16(config), config.train.zero_stage, engine.objective.datasets, places, finding, commit()
-        )
+        stage = config.train.zero_stage
+        kept = Replay(step, uses_bf16(config), stage, engine.objective.datasets, places, finding, commit())
         try:
-            _write(path, kept, weights, batches, config)
+            save_replay(path, kept, weights, batches, config)
         except (OSError, SafetensorError) as error:
             return str(error)
         return None
@@ -97,18 +92,16 @@ def write_replay(
     return None if failed else path
 
 
-def _write(
+def save_replay(
     path: Path, kept: Replay, weights: dict[str, Tensor], batches: list[dict[str, Tensor]], config: TrainingConfig
 ) -> None:
+    """Write the files. batches: the tensors of each rank's `Batch`."""
     with new_folder(path) as aside:
         save_file(weights, aside / "model.safetensors")
         for rank, tensors in enumerate(batches):
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, _batch_file(aside, rank))
-        write_json(aside / FILE, {"format": FORMAT, "stage": config.stage, **asdict(kept), "config": to_dict(config)})
-
-
-def _replays(folder: Path) -> list[Path]:
-    return [path for path in (folder / FOLDER).glob("step-*") if (path / FILE).exists()]
+        content = {"format": FORMAT, "stage": config.stage, "replay": asdict(kept), "config": to_dict(config)}
+        write_json(aside / FILE, content)
 
 
 def _batch_file(path: Path, rank: int) -> Path:
@@ -117,15 +110,12 @@ def _batch_file(path: Path, rank: int) -> Path:
 
 def read_replay(path: Path) -> tuple[Replay, TrainingConfig]:
     """What a replay says of itself. Raises `UserError` for a folder of another kind."""
-    content = read_json(path / FILE, "a replay's description")
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or content.get("stage") not in STAGES:
-        raise UserError(f"{path / FILE}: not a replay of this version ({FORMAT}); name a folder of a run's replays/")
-    config = config_from_dict(STAGES[content.pop("stage")], content.pop("config", {}), str(path / FILE))
-    try:
-        content["finding"] = Finding(**content["finding"])
-        return Replay(**content), config
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / FILE}: not the description of a replay: {error}") from None
+    where = path / FILE
+    content = read_json(where, "a replay's description")
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("stage") not in STAGES:
+        raise UserError(f"{where}: not a replay of this version ({FORMAT}); name a folder of a run's replays/")
+    config = config_from_dict(STAGES[content["stage"]], content.get("config", {}), str(where))
+    return config_from_dict(Replay, content.get("replay", {}), str(where)), config
 
 
 def read_batch(path: Path, rank: int) -> Batch:
@@ -190,12 +180,13 @@ def inspect_replay(path: Path) -> str:
         f"step {kept.step + 1} of {config.stage} {config.size}, {'bf16' if kept.bf16 else 'fp32'}, "
         f"{ranks} process{'es' if ranks > 1 else ''}, ZeRO {kept.zero_stage}, commit {kept.commit[:12]}",
         f"recorded    {kept.finding}",
+        f"            {len(kept.finding.places)} places: {', '.join(kept.finding.places[:SHOWN_PLACES])}",
         f"run again   {found}",
         f"            {'reproduced' if same else 'NOT REPRODUCED: ' + _why_not(ranks, len(reruns))}",
         "",
         *_losses(kept, reruns),
         "",
-        *_around(found, reruns),
+        *_around(found, reruns, together=len(reruns) < ranks),
     ]
     return "\n".join(lines).rstrip()
 
@@ -222,7 +213,7 @@ def _or_infinite(loss: float) -> float:
     return loss if loss == loss else float("inf")
 
 
-def _around(found: Finding, reruns: list[Rerun]) -> list[str]:
+def _around(found: Finding, reruns: list[Rerun], together: bool) -> list[str]:
     """What went into and came out of the module where it happened, call by call."""
     rows = [
         (rank, event, *event.measures.tolist())
@@ -232,7 +223,9 @@ def _around(found: Finding, reruns: list[Rerun]) -> list[str]:
     ]
     header = [f"{found.module}:", f"    {'rank':<6}{'':<26}{'least':>12}{'greatest':>12}{'finite':>9}"]
     return (header if rows else []) + [
-        f"    {rank:<6}{event.what:<26}{least:>12.4g}{greatest:>12.4g}{_share(share):>9}"
+        f"    {'all' if together else rank:<6}{event.what:<26}"
+        + (f"{least:>12.4g}{greatest:>12.4g}" if share else f"{'-':>12}{'-':>12}")
+        + f"{_share(share):>9}"
         for rank, event, least, greatest, share in rows
     ]
 

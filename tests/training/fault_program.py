@@ -1,12 +1,14 @@
-"""Steps that go wrong in ways we know, and what is found out: `python fault_program.py SHARDS FOLDER REPORT`.
+"""Steps that go wrong in ways we know, and what is found out: `python fault_program.py SHARDS FOLDER CASE ...`.
 
-Started by an elastic agent as 1 or 2 ranks; rank 0 writes a row of JSON for each of the `CASES` of that many ranks.
+Started by an elastic agent; a case is an index of `CASES`. Rank 0 writes a row of JSON for each to FOLDER/rows.json.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,24 +39,28 @@ class Case(NamedTuple):
     fault: str
 
 
-CASES = [
-    Case(1, "stage1", "fp32", 0, "output"),
-    Case(1, "stage2", "bf16", 2, "backward"),
-    Case(1, "stage1", "fp32", 3, "weight"),
-    Case(2, "stage1", "fp32", 0, "output"),
+QUICK = [
     Case(2, "stage1", "bf16", 2, "output"),
+    Case(2, "stage2", "fp32", 0, "backward"),
+    Case(2, "stage1", "fp32", 3, "once"),
+    Case(2, "stage1", "fp32", 2, "no room"),
+]
+CASES = [
+    *QUICK,
+    Case(2, "stage1", "fp32", 0, "output"),
     Case(2, "stage2", "fp32", 3, "output"),
     Case(2, "stage1", "fp32", 3, "weight"),
     Case(2, "stage2", "bf16", 0, "weight"),
     Case(2, "stage1", "fp32", 2, "backward"),
     Case(2, "stage1", "bf16", 3, "backward"),
-    Case(2, "stage2", "fp32", 0, "backward"),
     Case(2, "stage1", "fp32", 1, "parameter"),
     Case(2, "stage1", "fp32", 3, "parameter"),
     Case(2, "stage1", "fp32", 0, "loss"),
-    Case(2, "stage1", "fp32", 2, "between"),
-    Case(2, "stage1", "fp32", 3, "once"),
+    Case(2, "stage2", "fp32", 2, "between"),
     Case(2, "stage1", "bf16", 0, "once"),
+    Case(1, "stage1", "fp32", 0, "output"),
+    Case(1, "stage2", "bf16", 2, "backward"),
+    Case(1, "stage1", "fp32", 3, "weight"),
 ]
 
 OUTPUT = "model.encoder.vit.blocks.2.mlp.fc1"
@@ -64,6 +70,7 @@ PARAMETER = "model.encoder.vit.blocks.2.norm1.weight"
 LOSS = "model.pixel_head"
 BETWEEN = "model.decoder.blocks.0.cross_attn.q"
 PLACE = 1  # of the last rank's batch
+ROOM = 1 << 20  # bytes of a file, less than the model has
 
 Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
@@ -86,15 +93,28 @@ def nan_backwards(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output + (output * 0).sqrt()
 
 
+def nan_after(module: nn.Module, args: Any, output: Tensor) -> None:
+    """A module whose output gets a gradient of NaN from what its caller does with it."""
+    output.register_hook(lambda gradient: gradient * torch.nan)
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files of this process can grow to so many bytes and no further."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def poison(objective: Objective, fault: str, row: int) -> list[Any]:
     """Put a fault into an objective that DeepSpeed holds; the handles that take it out again."""
-    if fault in ("output", "once"):
+    if fault in ("output", "once", "no room"):
         return [objective.get_submodule(OUTPUT).register_forward_hook(nan_in_a_row(row))] if last_rank() else []
     if fault == "backward":
         return [objective.get_submodule(BACKWARD).register_forward_hook(nan_backwards)] if last_rank() else []
-    if fault == "between":  # cross_attn itself, on the way from q
-        return [objective.get_submodule(BETWEEN).register_forward_hook(
-            lambda module, args, output: output.register_hook(lambda g: g * torch.nan) and None)]  # fmt: skip
+    if fault == "between":
+        return [objective.get_submodule(BETWEEN).register_forward_hook(nan_after)] if last_rank() else []
     if fault == "parameter":
         parameter = objective.get_parameter(PARAMETER)
         return [parameter.register_hook(lambda gradient: gradient + torch.inf)] if last_rank() else []
@@ -124,7 +144,8 @@ def observe(case: Case, shards: Path, folder: Path) -> dict[str, Any]:
         for handle in handles:
             handle.remove()
     before = gathered(engine)
-    investigate(engine, batch, STEP, loader, folder, config)
+    with room(ROOM) if case.fault == "no room" else nullcontext():
+        investigate(engine, batch, STEP, loader, folder, config)
     after = gathered(engine)
     for handle in handles:
         handle.remove()
@@ -138,19 +159,19 @@ def observe(case: Case, shards: Path, folder: Path) -> dict[str, Any]:
         "updates": [before.updates, after.updates],
         "names": names,
         "events": read_history(folder),
+        "replays": sorted(path.name for path in (folder / "replays").glob("*")),
     }
 
 
 def main() -> None:
-    shards, folder, report = map(Path, sys.argv[1:])
+    shards, folder = map(Path, sys.argv[1:3])
     distributed.start()
     rows = []
-    for i, case in enumerate(CASES):
-        if case.world == world_size():
-            (folder / str(i)).mkdir(parents=True, exist_ok=True)
-            rows.append(observe(case, shards, folder / str(i)))
+    for i in map(int, sys.argv[3:]):
+        (folder / str(i)).mkdir(exist_ok=True)
+        rows.append(observe(CASES[i], shards, folder / str(i)))
     if rank() == 0:
-        write_json(report, rows)
+        write_json(folder / "rows.json", rows)
     distributed.stop()
 
 

@@ -117,7 +117,7 @@ def teardown_lines(profile: ClusterProfile, folders: Sequence[Path]) -> list[str
     return [
         "status=$?",
         *profile.teardown,
-        f"folders=({' '.join(shlex.quote(str(folder)) for folder in folders)})",
+        f"folders=({' '.join(shlex.quote(str(folder.absolute())) for folder in folders)})",
         f'{shlex.quote(sys.executable)} -m launchers.task after "${{folders[${{SLURM_ARRAY_TASK_ID:-0}}]}}" "$status"',
         'exit "$status"',
     ]

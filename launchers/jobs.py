@@ -2,7 +2,7 @@
 
 Contract: `jobs("pipeline", ...)` is stage1, stage2 and eval, each taking the other's result by path. An override goes
 to every stage that knows its key; `stage1.KEY=VALUE` and `stage2.KEY=VALUE` go to that stage alone, `init.*` to the
-first.
+first. `data=NAME` gives the shards of every stage; see data_sets.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from launchers.data_sets import with_data_sets
 from pairvpr_dist.config import has_key, load_config
 from pairvpr_dist.errors import UserError, nearest
 
@@ -21,6 +22,7 @@ def jobs(stage: str, size: str, overrides: Sequence[str]) -> list[Any]:
     """The configurations to run one after another. `UserError` for an unknown stage, size or key."""
     if stage not in STAGE_NAMES:
         raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGE_NAMES)}")
+    overrides = with_data_sets(stage, overrides)
     if stage != "pipeline":
         return [load_config(stage, size, overrides)]
     routed: dict[str, list[str]] = {name: [] for name in PIPELINE}

@@ -1,0 +1,119 @@
+"""`--dry-run`: what would be submitted, and what the run would do, as text.
+
+Contract: writes nothing and needs no SLURM. What cannot work is told as on submission; shards and data that are not
+given yet leave only the numbers open that depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launchers.admission import GB, CheckpointPlan, check_partitions, check_plan, checkpoint_plan, room
+from launchers.job_script import StageJob, executor
+from launchers.jobs import STAGE_NAMES
+from launchers.slurm_queue import SlurmError
+from launchers.submission import Plan
+from pairvpr_dist.config import STAGES, has_key
+from pairvpr_dist.settings import EvalRunConfig
+
+SHARDS, DATA = "data.shards", "eval.data"
+
+
+def open_keys(stage: str) -> list[str]:
+    """Overrides that let a dry run go without data."""
+    names = [name for name in STAGES if name == stage or stage == STAGE_NAMES[-1]]
+    return [
+        text for key, text in ((SHARDS, f"{SHARDS}=[]"), (DATA, f"{DATA}=''")) if any(has_key(n, key) for n in names)
+    ]
+
+
+def describe(plan: Plan) -> str:
+    """All of it, a section a stage; of a sweep the first point's. Raises `UserError`."""
+    check_plan(plan)
+    sections = []
+    try:
+        check_partitions(plan)
+    except SlurmError as error:
+        sections.append(f"# partitions are not checked: {error}\n")
+    for stage in plan.stages:
+        sections += [heading("job script", stage), script(plan, stage)]
+        sections += [heading("configuration", stage), resolved(stage[0].config)]
+        sections += [heading("plan", stage), *planned(stage)]
+    if len(plan.points) > 1:
+        sections += ["# runs of the sweep", *(str(point.run) for point in plan.points)]
+    return "\n".join(sections)
+
+
+def heading(what: str, stage: Sequence[StageJob]) -> str:
+    """`# job script of stage1, runs/vitg`."""
+    return f"# {what} of {stage[0].config.stage}, {stage[0].config.run}"
+
+
+def script(plan: Plan, stage: Sequence[StageJob]) -> str:
+    """The job script; digest of the code and number of the job before are not known yet."""
+    before = plan.stages.index(list(stage))
+    kind = "aftercorr" if len(stage) > 1 else "afterok"
+    waits = f"{kind}:{plan.stages[before - 1][0].config.stage.upper()}" if before else None
+    return executor(stage, plan.base, plan.base.absolute() / "code" / "DIGEST", waits).text(len(stage)) + "\n"
+
+
+def resolved(config: Any) -> str:
+    """The configuration as YAML; what is not given as ???."""
+    values = OmegaConf.structured(config)
+    for key in open_values(config):
+        OmegaConf.update(values, key, "???")
+    return OmegaConf.to_yaml(values)
+
+
+def open_values(config: Any) -> list[str]:
+    """The keys that are not given."""
+    if isinstance(config, EvalRunConfig):
+        return [] if config.eval.data else [DATA]
+    return [] if config.data.shards else [SHARDS]
+
+
+def planned(stage: Sequence[StageJob]) -> list[str]:
+    """Processes, steps, checkpoints and time."""
+    job, profile = stage[0], stage[0].profile
+    where = f"{profile.nodes} {'node' if profile.nodes == 1 else 'nodes'} x {profile.tasks_on_node}"
+    lines = [f"processes    {profile.tasks} ({where}, {profile.cpus_per_task} CPUs each)"]
+    if isinstance(job.config, EvalRunConfig):
+        lines += [f"data         {job.config.eval.data or f'{DATA} is not given'}"]
+    else:
+        lines += of_training(job.config, checkpoint_plan(job.config), len(stage))
+    return [
+        *lines,
+        f"time         {profile.hours:g} h a start; SIGUSR2 {profile.signal_seconds} s before its end, "
+        + ("then the job goes on in the next start" if profile.requeue else "then `resume` goes on"),
+        "",
+    ]
+
+
+def of_training(config: Any, plan: CheckpointPlan, points: int) -> list[str]:
+    """The lines of a training stage."""
+    train, data = config.train, config.data
+    share = data.places_per_batch // config.launch.processes
+    batch = f"batch        {data.places_per_batch} places, {share} a process"
+    if plan.steps_per_epoch is None:
+        steps = f"steps        per epoch and in all not known, because {SHARDS} is not given; {train.epochs} epochs"
+    else:
+        steps = f"steps        {plan.steps_per_epoch:,} per epoch, {plan.steps:,} in all ({train.epochs} epochs)"
+    if train.max_steps:
+        steps += f", at most {train.max_steps:,}"
+    kept = [f"the newest {train.keep_checkpoints}"]
+    kept += [f"every {train.keep_every:,} steps"] if train.keep_every else []
+    kept += [f"the best by {train.best_metric}"] if train.best_metric else []
+    each = " for each point" if points > 1 else ""
+    open_end = " and more with the steps" if train.keep_every and plan.steps is None else ""
+    return [
+        batch,
+        steps,
+        f"checkpoints  every {train.checkpoint_every:,} steps and at the end, {plan.size / GB:.2f} GB each; "
+        f"stay: {', '.join(kept)}",
+        f"disk         up to {plan.bytes / GB:.2f} GB{open_end}{each} (one being written and the export included); "
+        f"{room(Path(config.run)) / GB:,.0f} GB free",
+    ]

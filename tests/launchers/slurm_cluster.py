@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -110,13 +110,27 @@ class SlurmCluster:
         self.run("slurmd", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Kill -9 a node's daemon and all that it has started; no other process of this machine."""
-        daemon = self.daemon(f"slurmd-{node}")
-        daemon.kill()
-        spool = self.folder / f"spool-{node}"
+        """Kill -9 a node's daemon and all that it has started."""
+        self.daemon(f"slurmd-{node}").kill()
+        for process in self.processes("slurmstepd", {"SLURMD_NODENAME": node}):
+            kill_tree(process)
+
+    def kill_rank(self, job_id: str, rank: int) -> None:
+        """Kill -9 one task of a job."""
+        facts = {"SLURM_JOB_ID": job_id, "SLURM_PROCID": str(rank), "SUBMITIT_EXECUTOR": "slurm"}
+        (step,) = self.processes("slurmstepd", facts)
+        for task in step.children():
+            task.kill()
+
+    def processes(self, name: str, facts: dict[str, str]) -> list[psutil.Process]:
+        """Processes whose children have `facts` in their environment; of this cluster, others may run here."""
+        facts = facts | {"SLURM_CONF": self.environment["SLURM_CONF"]}
+        found = []
         for process in psutil.process_iter(["name"]):
-            if process.info["name"].startswith("slurmstepd") and belongs_to(process, node, spool):
-                kill_tree(process)
+            with suppress(psutil.NoSuchProcess):
+                if process.info["name"].startswith(name):
+                    found += [process for child in process.children() if facts.items() <= child.environ().items()]
+        return found
 
     def job(self, job_id: str) -> dict[str, str]:
         """What `scontrol show job` says; empty for a job that SLURM has forgotten."""
@@ -152,13 +166,6 @@ def free_ports(number: int) -> list[int]:
     for listening in sockets:
         listening.close()
     return ports
-
-
-def belongs_to(step: psutil.Process, node: str, spool: Path) -> bool:
-    """Whether a slurmstepd runs on a node: its tasks know the name."""
-    return any(child.environ().get("SLURMD_NODENAME") == node for child in step.children()) or str(spool) in {
-        file.path for file in step.open_files()
-    }
 
 
 def kill_tree(process: psutil.Process) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from pairvpr_dist.cli import VERBS, run
 from pairvpr_dist.errors import exit_on_user_error
+from pairvpr_dist.training.history import STARTED, STOPPED, append_event
 
 
 def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -60,6 +62,23 @@ def test_match_prints_both_scores_and_their_sum(export: Path, street: Path, caps
     assert "similarity 1.0000" in capsys.readouterr().out
 
 
+def test_inspect_tells_a_run_as_text_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "stage1"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("stage: stage1\nsize: tiny\ntrain: {epochs: 3}\ndata: {places_per_batch: 6}\n")
+    append_event(folder, STARTED, 0, processes=2, hosts=["n1"], job="7", total_steps=30, steps_per_epoch=10)
+    (folder / "metrics.jsonl").write_text('{"step": 12, "loss": 0.25, "epoch": 1, "restarts": 0}\n')
+    append_event(folder, STOPPED, 12)
+    for path in (tmp_path, folder):
+        run(["inspect", str(path)])
+        shown = capsys.readouterr().out
+        assert "stage1 tiny   stopped\n  epoch 2 of 3, step 12 of 30" in shown
+        assert "2 processes on n1, job 7" in shown
+        run(["inspect", str(path), "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert [stage["step"] for stage in report["stages"]] == [12]
+
+
 def test_mistakes_are_one_line(export: Path, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = ["eval", "--model", str(export), "--data", str(street)]
     (tmp_path / "full").mkdir()
@@ -79,6 +98,9 @@ def test_mistakes_are_one_line(export: Path, street: Path, tmp_path: Path, capsy
         (["eval", "--model", str(tmp_path / "none.pth"), "--data", str(street)], "no such file"),
         (["match", "--model", str(export), str(tmp_path / "words.jpg"), str(tmp_path / "words.jpg")], "not an image"),
         (["report", str(tmp_path)], "evaluate the run first"),
+        (["inspect"], "PATH"),
+        (["inspect", str(tmp_path / "none")], "no such folder"),
+        (["inspect", str(tmp_path)], "holds no run"),
     ]
     for arguments, told in cases:
         assert told in refuse(arguments, capsys)

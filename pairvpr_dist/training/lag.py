@@ -27,7 +27,7 @@ PAUSE = 10  # lines of the log between two reports
 def find_laggard(seconds: Sequence[float], step_seconds: float) -> int | None:
     """The rank that holds up the others, from every rank's own seconds per step and those of a whole step. Pure."""
     slowest = max(range(len(seconds)), key=lambda r: seconds[r])
-    median = statistics.median(seconds)
+    median = statistics.median_low(seconds)  # of two ranks, the other one
     excess = seconds[slowest] - median
     return slowest if excess > (TIMES_MEDIAN - 1) * median and excess > SHARE_OF_STEP * step_seconds else None
 
@@ -93,8 +93,8 @@ def sentence(laggard: int, ranks: Sequence[Own]) -> str:
     """One line about a rank that lags."""
     slow, data, compute = (
         ranks[laggard],
-        statistics.median(o.data for o in ranks),
-        statistics.median(o.compute for o in ranks),
+        statistics.median_low(o.data for o in ranks),
+        statistics.median_low(o.compute for o in ranks),
     )
     reads = slow.data - data > slow.compute - compute
     cause, own, usual = ("waits for data", slow.data, data) if reads else ("computes", slow.compute, compute)

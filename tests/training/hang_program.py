@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from pairvpr_dist import distributed
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, VALIDATE
+from pairvpr_dist.training.lag import LagReport
 from pairvpr_dist.training.watchdog import Watchdog
 
 KINDS = {
@@ -36,6 +37,7 @@ KINDS = {
     "worker": "a data worker of rank 1 never answers",
     "lock": "rank 1 holds the interpreter's lock",
     "validation": "rank 1 validates for longer than the timeout",
+    "lag": "rank 1 reads slowly",
     "pause": "both ranks are suspended for longer than the timeout",
 }
 HANG_STEP, STEPS = 4, 8
@@ -84,6 +86,7 @@ def train(kind: str, folder: Path, timeout: float) -> None:
     with Watchdog(folder, timeout) as watchdog:
         never = HANG_STEP if kind == "worker" and rank() == 1 else -1
         numbers = iter(DataLoader(Numbers(folder, never), batch_size=None, num_workers=1, prefetch_factor=1))
+        began, waited = time.perf_counter(), 0.0
         for step in range(STEPS):
             for phase in (DATA, FORWARD, BACKWARD):
                 watchdog.at(phase, step)
@@ -91,8 +94,15 @@ def train(kind: str, folder: Path, timeout: float) -> None:
                     time.sleep(timeout / 3)  # so that the others know where
                     FAULTS[kind, phase, rank()]()
                 if phase == DATA:
+                    started = time.perf_counter()
                     number = next(numbers)
+                    if kind == "lag" and rank() == 1:
+                        time.sleep(timeout / 4)
+                    waited += time.perf_counter() - started
             distributed.sum_over_ranks(number)
+        report = LagReport()
+        for _ in range(2):
+            report.report(waited, 0.0, time.perf_counter() - began, STEPS)
         watchdog.at(VALIDATE, STEPS)
         if kind == "validation" and rank() == 1:
             time.sleep(2 * timeout)

@@ -31,7 +31,7 @@ HANGS: dict[str, tuple[int, str, bool, list[int]]] = {
     "stop 0": (0, "backward", True, [KILLED, HUNG_STATUS]),
     "stop 0 with the store": (0, "backward", True, [KILLED, HUNG_STATUS]),
 }
-LONG = ("none", "validation", "pause")
+LONG = ("none", "lag", "validation", "pause")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,34 @@ def test_what_only_takes_long_goes_on(runs: Path, kind: str) -> None:
     assert ended(runs / kind) == [0, 0]
     assert read_history(runs / kind) == []
     assert not (runs / kind / "stacks").exists()
+
+
+def test_a_rank_that_lags_is_named_once(runs: Path) -> None:
+    lines = (runs / "lag" / "0.out").read_text().splitlines()
+    (line,) = [line for line in lines if "holds up the others" in line]
+    assert line.startswith("WARNING rank 1 on ")
+    assert "it waits for data" in line
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from pairvpr_dist.training.watchdog import Watchdog
+with Watchdog(Path(sys.argv[1]), 1.0) as watchdog:
+    watchdog.at("data", 0)
+    watchdog.at("data", 1)
+    time.sleep(3600)
+"""
+
+
+def test_a_lone_process_that_hangs_ends(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=False).returncode == HUNG_STATUS
+    assert [path.name for path in (tmp_path / "stacks").iterdir()] == ["step-1-rank-0.txt"]
+
+
+def test_a_stage_folder_that_is_gone_does_not_keep_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "gone")]
+    assert subprocess.run(command, check=False).returncode == HUNG_STATUS
 
 
 def test_a_lone_process_is_watched_and_let_go(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pairvpr_dist.settings import EvalRunConfig, TrainingConfig
 log = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 600.0  # seconds; a file server keeps the lock of a machine that is gone for some minutes
+LOCK_POLL = 5.0  # seconds
 CACHES = {"TMPDIR": "tmp", "TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton",
           "TORCHINDUCTOR_CACHE_DIR": "inductor"}  # fmt: skip
 
@@ -128,7 +129,7 @@ def own(folder: Path, owned: ExitStack) -> None:
             if time.monotonic() > deadline:
                 raise
         log.info("%s: waiting for the process that holds the lock", folder)
-        time.sleep(5)
+        time.sleep(LOCK_POLL)
 
 
 def evaluate(config: EvalRunConfig, rank: int) -> bool:

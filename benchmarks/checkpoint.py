@@ -80,11 +80,17 @@ def part_of_rank_0(config: Any, ranks: int) -> Part:
 def measure(saver: Saver, part: Part, step: int) -> tuple[float, float, float, float]:
     """Seconds: training waits; a save in the foreground; a fixed work alone; that work beside a save."""
     alone = timed(work)
-    foreground = timed(lambda: (saver.save(part, 0, Progress(2 * step)), saver.wait()))
+    foreground = timed(lambda: save_and_wait(saver, part, 2 * step))
     stall = timed(lambda: saver.save(part, 0, Progress(2 * step + 1)))
     beside = timed(work)
     saver.wait()
     return stall, foreground, alone, beside
+
+
+def save_and_wait(saver: Saver, part: Part, step: int) -> None:
+    """As a save in the foreground would."""
+    saver.save(part, 0, Progress(step))
+    saver.wait()
 
 
 def work() -> None:

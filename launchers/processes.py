@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -42,8 +43,6 @@ def set_environment(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # DeepSpeed compiles with ninja, which stands beside the Python of the environment, activated or not.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    # Else the agent takes these signals and ends the workers before they have saved.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
 
 
 def run_training(config: TrainingConfig, folder: Path) -> None:
@@ -102,9 +101,11 @@ def _start(processes: int, folder: Path) -> ProcessFailure | None:
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.5,
     )  # fmt: skip
-    agent.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]  # which newer torch sets from this
+    launch = elastic_launch(agent, sys.executable)
     try:
-        elastic_launch(agent, sys.executable)("-m", WORKER, str(folder))
+        # In a thread, where it takes no signals: in the main one it would end the workers before they have saved.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(launch, "-m", WORKER, str(folder)).result()
     except ChildFailedError as error:
         for failure in error.failures.values():  # one that has a reason first: others fail because it is gone
             if failure.exitcode == USER_ERROR_STATUS:

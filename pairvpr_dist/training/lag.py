@@ -35,8 +35,8 @@ def find_laggard(seconds: Sequence[float], step_seconds: float) -> int | None:
 class Stopwatch:
     """Seconds between `start` and `stop`, summed; on a GPU those of the device, read only by `take`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+    def __init__(self) -> None:
+        self._cuda = torch.cuda.is_available()
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 

@@ -31,7 +31,7 @@ from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import commit, training_facts
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
-from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, VALIDATE
+from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START, VALIDATE
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
@@ -69,13 +69,13 @@ def train(config: TrainingConfig, folder: Path, flag: StopFlag) -> bool:
     Raises `UserError` when a guard ends the run.
     """
     with Watchdog(folder, config.train.hang_timeout) as watchdog:
+        check_agreement(config, folder)
         return train_watched(prepare(config, folder, flag, watchdog))
 
 
 def train_watched(run: Run) -> bool:
     """`train`, with all that it needs at hand."""
     config, folder = run.config, run.folder
-    check_agreement(config, folder)
     # One rank chooses: what another could not read for a moment must not part them.
     latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
     if rank() == 0:
@@ -124,6 +124,7 @@ def return_to_checkpoint(run: Run, rewind: Rewind, progress: Progress) -> tuple[
     As large language models were trained past such stretches (Chowdhery et al. 2022, PaLM, section 5.1). `progress`:
     where the steps that led here began.
     """
+    run.watchdog.at(START, progress.step)
     run.saver.wait()
     bad = rewind.bad_steps
     latest = distributed.from_rank_0(lambda: checkpoint.find_latest(run.folder / "checkpoints", before=bad.start))
@@ -143,7 +144,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
         run.watchdog.at(DATA, progress.step)
         last = run.schedule.total_steps + progress.data_offset
         for batch, waited in timed(run.loader.batches(progress.data_step, last)):
-            progress, metrics = train_step(run, engine, batch, progress)
+            progress, metrics = train_step(run, engine, monitor, batch, progress)
             monitor.record(metrics, waited)
             spikes.record(progress.step, metrics["loss"], batch.places)
             stopping = run.agreement.reached() and progress.step < run.schedule.total_steps
@@ -154,12 +155,17 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     return progress
 
 
-def train_step(run: Run, engine: Engine, batch: Batch, progress: Progress) -> tuple[Progress, Metrics]:
+def train_step(
+    run: Run, engine: Engine, monitor: Monitor, batch: Batch, progress: Progress
+) -> tuple[Progress, Metrics]:
     """One step: the progress after it, and its metrics, which stay on the device. Raises what a guard decides."""
     step = progress.step
     set_rates(engine.groups, run.schedule, step)
     run.watchdog.at(FORWARD, step)
-    loss, metrics = engine.forward(batch.to(engine.device), step)
+    on_device = batch.to(engine.device)
+    monitor.forward.start()
+    loss, metrics = engine.forward(on_device, step)
+    monitor.forward.stop()
     run.watchdog.at(BACKWARD, step)
     applied = engine.step(loss)
     if not applied:

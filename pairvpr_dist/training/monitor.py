@@ -25,10 +25,11 @@ from pairvpr_dist.files import cut_json_lines, replaced_when_done
 from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.history import REWOUND, STARTED, read_history
+from pairvpr_dist.training.lag import LagReport, Stopwatch
 from pairvpr_dist.training.profiling import ProfileWindow
 from pairvpr_dist.training.progress_bar import ProgressBar
 from pairvpr_dist.training.usage import own_peak_flops, own_usage, usage_over_ranks
-from pairvpr_dist.training.weights_and_biases import start_wandb
+from pairvpr_dist.training.weights_and_biases import WeightsAndBiases
 
 
 class Monitor:
@@ -44,6 +45,8 @@ class Monitor:
         self._profile = ProfileWindow(folder, config.train.profile_steps if rank() == 0 else (), first_step + 1)
         self._window: list[Metrics] = []
         self._waited = 0.0
+        self.forward = Stopwatch()  # for the loop to start and stop
+        self._lag = LagReport()
         self._since = time.perf_counter()
 
     def record(self, metrics: Metrics, waited: float) -> None:
@@ -64,6 +67,7 @@ class Monitor:
         line["places_per_second"] = rate
         if self._work_of_place is not None:
             line["mfu"] = rate * self._work_of_place
+        self._lag.report(self._waited, self.forward.take(), seconds, len(self._window))
         line |= usage_over_ranks(own_usage(self._waited / seconds), self._window[0]["loss"].device)
         if self._log is not None:
             line["restarts"] = self._log.restarts
@@ -103,8 +107,7 @@ class _Log:
     def __init__(self, folder: Path, config: TrainingConfig, first_step: int) -> None:
         self._folder = folder
         cut_json_lines(folder / "metrics.jsonl", lambda line: line["step"] <= first_step)
-        # Weights & Biases takes over what is written to a board that is opened after it.
-        self._wandb = start_wandb(folder, config) if config.train.wandb is not None else None
+        self._wandb = WeightsAndBiases(folder, config) if config.train.wandb is not None else None
         # TensorBoard drops what an earlier start wrote from this step on.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         begun = [event for event in read_history(folder) if event["event"] in (STARTED, REWOUND)]
@@ -120,6 +123,8 @@ class _Log:
         for name, value in finite.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()  # else a kill would lose two minutes of it, which the run will not do again
+        if self._wandb is not None:
+            self._wandb.write(step, finite)
 
     def show(self, step: int, picture: Tensor) -> None:
         path = self._folder / "reconstructions" / f"step-{step:08d}.png"
@@ -127,11 +132,14 @@ class _Log:
         with replaced_when_done(path) as aside:
             write_png(picture, str(aside))
         self._board.add_image("reconstruction", picture, step)
+        self._board.flush()
+        if self._wandb is not None:
+            self._wandb.show(step, path)
 
     def close(self) -> None:
         self._board.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
 
 def mean_over_ranks(window: list[Metrics]) -> dict[str, float]:

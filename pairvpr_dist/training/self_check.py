@@ -1,8 +1,8 @@
 """One step, save and load before a long run.
 
 Contract: what can only fail at the first step or the first checkpoint (memory, disk, kernels, a state that does not
-come back bit for bit) fails before the run has begun, not hours later. It leaves nothing behind: the run that follows is
-the one that would have been without it.
+come back bit for bit) fails before the run has begun, not hours later. It leaves nothing behind: the run that follows
+is the one that would have been without it.
 """
 
 from __future__ import annotations

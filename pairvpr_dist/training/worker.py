@@ -19,6 +19,7 @@ from pairvpr_dist import distributed
 from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.loop import train
+from pairvpr_dist.training.memory_advice import explain
 from pairvpr_dist.training.run_folder import read_config, stage_folder
 from pairvpr_dist.training.signals import StopFlag
 
@@ -39,6 +40,8 @@ def run(config: TrainingConfig, store: dist.Store | None = None) -> bool:
         ended = train(config, stage_folder(config), flag)
     except OSError as error:
         raise refusal(error) or error from None
+    except (RuntimeError, MemoryError) as error:
+        raise explain(error, config, distributed.world_size()) or error from None
     distributed.stop()
     return ended
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,7 +51,7 @@ def test_a_rank_alone_never_lags(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_stopwatch_sums_and_starts_anew() -> None:
-    watch = Stopwatch(torch.device("cpu"))
+    watch = Stopwatch()
     for _ in range(2):
         watch.start()
         watch.stop()

@@ -1,8 +1,9 @@
 """Where in a step the numbers stopped being finite.
 
-Contract: `diagnose` runs a step again under hooks, on every rank, by the way that training takes. It changes no weight
-and no moment, whether or not the fault comes again: all gradients are made NaN after they were looked at, so the update
-is refused. Flags stay on the device until the step is over. `Observer` itself works on any objective, in any process.
+Contract: `diagnose` runs a step again under hooks, on every rank, by the way that training takes: the loss is the same
+bit for bit, gradients within rounding. It changes no weight and no moment, whether or not the fault comes again: all
+gradients are made NaN after they were looked at, so the update is refused. Flags stay on the device until the step is
+over. `Observer` itself works on any objective, in any process.
 
 The first tensor that is not finite, in the order of computation, decides. Bad on the way into a module, it was made by
 what its caller does between modules; bad on the way out, by the module. In the backward pass it is the other way round.
@@ -220,10 +221,9 @@ class Observer:
         call = event.call
         if event.what == INPUT and call is not None:
             return call.caller
-        if event.what == OUTPUT_GRADIENT:
-            arrived_bad = {e.call for e in self.events if e.what == OUTPUT_GRADIENT and not e.finite.all()}
-            while call in arrived_bad and call is not None and call.caller is not None:
-                call = call.caller
+        arrived_bad = {e.call for e in self.events if e.what == OUTPUT_GRADIENT and not e.finite.all()}
+        while event.what in (INPUT_GRADIENT, OUTPUT_GRADIENT) and call in arrived_bad and call and call.caller:
+            call = call.caller
         return call
 
 

@@ -69,6 +69,8 @@ class Tail:
             if job.state != told and job.state != "RUNNING":
                 print(f"-- {self._job.stage} {self._job.job_id}: {job.state.lower()} ({job.reason})", flush=True)
             told = job.state
+            if job.reason == "DependencyNeverSatisfied":  # stays in the queue until it is cancelled
+                return
             time.sleep(self._poll)
             if time.monotonic() - asked > ASK_QUEUE:
                 known, asked = jobs_by_id([self._job.job_id]), time.monotonic()

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from launchers.run_jobs import Submitted, need_jobs, read_jobs, runs_below, runs_named
 from launchers.slurm_queue import Job, SlurmError, cancel_job, jobs_by_id
-from pairvpr_dist.errors import UserError, exit_on_user_error
+from pairvpr_dist.errors import UserError
 
 REDRAW = 5.0  # seconds between two looks at queue and folders
 POLL = 1.0  # seconds between two looks at a log
@@ -181,7 +181,3 @@ VERBS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] = {
         resume,
     ),
 }
-
-
-if __name__ == "__main__":
-    exit_on_user_error(lambda: main(sys.argv[1:]))

@@ -1,7 +1,8 @@
-"""Weights & Biases, behind the extra `wandb`: a copy of what TensorBoard gets.
+"""Weights & Biases, behind the extra `wandb`: a copy of what metrics.jsonl and TensorBoard get.
 
-Contract: without `train.wandb` the package is never imported. A run keeps one identity there over all its starts. What
-fails there (no network, no account) is told and never ends a run: metrics.jsonl and TensorBoard have it all.
+Contract: without `train.wandb` the package is never imported. A run keeps one identity there over all its starts, and
+of a step that is done again the first value stays. What fails there (no network, no account) is told and never ends a
+run: metrics.jsonl and TensorBoard have it all.
 """
 
 from __future__ import annotations
@@ -29,23 +30,41 @@ def check_wandb(config: TrainConfig) -> None:
         )
 
 
-def start_wandb(folder: Path, config: TrainingConfig) -> Any | None:
-    """The run there, which takes over all that is written to TensorBoard from now on; None when it failed."""
-    import wandb
+class WeightsAndBiases:
+    """One start of a run there; nothing where that failed."""
 
-    try:
-        return wandb.init(
-            project=config.train.wandb,
-            dir=str(folder),
-            id=run_id(folder),
-            name=f"{Path(config.run).name} {config.stage}",
-            config=to_dict(config),
-            resume="allow",
-            sync_tensorboard=True,
-        )
-    except wandb.Error as error:
-        log.warning("train.wandb=%s: not logged there: %s", config.train.wandb, error)
-        return None
+    def __init__(self, folder: Path, config: TrainingConfig) -> None:
+        import wandb
+
+        self._picture = wandb.Image
+        self._run: Any | None = None
+        try:
+            # Its own way to follow TensorBoard would log steps that are done again twice.
+            self._run = wandb.init(
+                project=config.train.wandb,
+                dir=str(folder),
+                id=run_id(folder),
+                name=f"{Path(config.run).name} {config.stage}",
+                config=to_dict(config),
+                resume="allow",
+            )
+        except wandb.Error as error:
+            log.warning("train.wandb=%s: not logged there: %s", config.train.wandb, error)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Scalars of a step."""
+        if self._run is not None:
+            self._run.log(values, step=step)
+
+    def show(self, step: int, path: Path) -> None:
+        """A picture that lies at `path`."""
+        if self._run is not None:
+            self._run.log({"reconstruction": self._picture(str(path))}, step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self._run is not None:
+            self._run.finish()
 
 
 def run_id(folder: Path) -> str:

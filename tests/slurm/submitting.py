@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
-import os
+import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import submitit
 from slurm_cluster import SlurmCluster, wait_for
+from small_runs import overrides
 from torch.utils.cpp_extension import _get_build_directory
 
-from launchers.task import StageTask
-from pairvpr_dist.training.history import read_history
+from pairvpr_dist.training.history import STARTED, read_history
 
 ROOT = Path(__file__).parents[2]
 
 
-def submit(cluster: SlurmCluster, config: Any, nodes: int = 2, **options: Any) -> str:
-    """Submit one stage, as launchers/slurm.py does; its job id."""
-    before = dict(os.environ)
-    os.environ |= cluster.environment
-    try:
-        folder = Path(config.run) / "slurm"
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=10**6, python=sys.executable)
-        stage_folder = Path(config.run) / config.stage
-        parameters = {
-            "nodes": nodes, "ntasks_per_node": 1, "cpus_per_task": 2 if nodes == 2 else 1, "time": 60,
-            "partition": "low", "job_name": config.stage, "additional_parameters": {"requeue": True},
-            "srun_args": ["--kill-on-bad-exit=1", "--open-mode=append"],
-            "setup": [f"cd {ROOT}", "export OMP_NUM_THREADS=1", f"export TORCH_EXTENSIONS_DIR={compiled()}"],
-            "teardown": [
-                "status=$?",
-                f"{sys.executable} -m launchers.task after {stage_folder} $status",
-                "exit $status",
-            ],
-        }  # fmt: skip
-        executor.update_parameters(**parameters | options)
-        return str(executor.submit(StageTask(config)).job_id)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def slurm_program(cluster: SlurmCluster, *arguments: object) -> str:
+    """What `python launchers/slurm.py ...` prints."""
+    # Where torch keeps compiled code by default: jobs of tests need not compile theirs on each node.
+    compiled = Path(_get_build_directory("any", verbose=False)).parent
+    done = subprocess.run(
+        [sys.executable, "launchers/slurm.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env=cluster.environment | {"TORCH_EXTENSIONS_DIR": str(compiled)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def compiled() -> str:
-    """Where torch keeps compiled code by default: jobs of tests need not compile theirs on each node."""
-    return str(Path(_get_build_directory("any", verbose=False)).parent)
+def submit(cluster: SlurmCluster, shards: Path, run: Path, changes: Sequence[str]) -> str:
+    """Submit stage 1 of a small run, to two nodes; its job id."""
+    small = overrides("stage1", shards, run, changes)
+    return job_ids(slurm_program(cluster, "stage1", "tiny", "--cluster", "local2", *small))[0]
 
 
-def wait_for_checkpoint(folder: Path, step: int) -> None:
-    wait_for(lambda: newest_checkpoint(folder) >= step, f"a checkpoint of step {step} in {folder}")
+def job_ids(told: str) -> list[str]:
+    return re.findall(r"(?:stage1|stage2|eval) (\d+)", told.splitlines()[0])
+
+
+def back_in_training(cluster: SlurmCluster, job: str, folder: Path, restarts: int) -> None:
+    """Wait until a job was requeued, let it start at once, and wait until it trains."""
+    wait_for(lambda: cluster.job(job)["Restarts"] == str(restarts), "a requeue")
+    cluster.hasten(job)
+    wait_for_start(folder, restarts + 1)
+
+
+def wait_for_start(folder: Path, starts: int) -> None:
+    wait_for(lambda: len(events(folder, [STARTED])) == starts, f"start {starts} of {folder}")
+
+
+def wait_for_new_checkpoint(folder: Path) -> None:
+    """Wait for a checkpoint that the last start of a run has made."""
+
+    def is_there() -> bool:
+        started = [line["step"] for line in read_history(folder) if line["event"] == STARTED]
+        return bool(started) and newest_checkpoint(folder) > started[-1]
+
+    wait_for(is_there, f"a checkpoint in {folder}")
 
 
 def newest_checkpoint(folder: Path) -> int:

@@ -59,7 +59,11 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
     fruitless, newest = 0, _newest(folder)
     with signals_passed_on() as passed:
         while True:
-            failure = _start(processes, folder)
+            try:
+                failure = _start(processes, folder)
+            except UserError as error:
+                add_event(folder, FAILED, 0, reason=str(error))
+                raise
             if passed and not is_finished(folder):
                 print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
                 raise SystemExit(128 + passed[0])

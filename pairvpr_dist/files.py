@@ -12,12 +12,15 @@ import mmap
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pairvpr_dist.errors import UserError
+
+LOOK = 0.5  # seconds, longer than one who only looks whether a lock is held keeps it from its owner
 
 
 @contextmanager
@@ -62,10 +65,14 @@ def sole_owner(path: Path, remedy: str, shared: bool = False) -> Iterator[None]:
     `shared`: along with others that ask for no more than this.
     """
     with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent}: another process works here; {remedy}") from None
+        for pause in (LOOK, 0.0):
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not pause:
+                    raise UserError(f"{path.parent}: another process works here; {remedy}") from None
+            time.sleep(pause)
         yield
 
 

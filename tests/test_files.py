@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,26 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
         pass
     with sole_owner(tmp_path / "lock", "wait"):
         assert (tmp_path / "lock").exists()
+
+
+def test_a_look_at_a_lock_does_not_keep_its_owner_out(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    with lock.open("rb") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, lambda: fcntl.flock(look, fcntl.LOCK_UN))
+        timer.start()
+        with sole_owner(lock, "wait"):
+            assert not timer.is_alive()
+
+
+def test_torn_and_glued_lines_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2, "b{"a": 3}\n{"a": 4}\n\xff\n[5]\n{"a": 6}')
+    assert read_json_lines(path) == [{"a": 1}, {"a": 4}]
+    for last in range(60):
+        assert read_json_lines(path, last) in ([], [{"a": 4}], [{"a": 1}, {"a": 4}])
+    assert read_json_lines(path, 30) == [{"a": 4}]
 
 
 def test_the_current_folder_is_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

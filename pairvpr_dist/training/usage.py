@@ -1,7 +1,6 @@
 """What a rank uses of its machine: memory, and the time that it waits for data; the peak of its GPU.
 
-Contract: `usage_over_ranks` is collective and reads no value from the device, so it costs a line of the log two
-small messages and a step nothing.
+Contract: asked once for each line of the log, never in a step. `usage_over_ranks` is collective.
 """
 
 from __future__ import annotations

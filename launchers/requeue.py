@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pairvpr_dist.errors import USER_ERROR_STATUS
 from pairvpr_dist.training.history import FAILED, append_event, fruitless_starts, read_history
+from pairvpr_dist.training.inspection import read_settings
 
-WANTED = ("RUNNING", "TIMEOUT")  # a job in another state was cancelled, or SLURM runs it again of itself
+WANTED = ("RUNNING", "TIMEOUT")  # a job in another state was cancelled, or SLURM runs it again of itself or never
 EVALUATION_RESTARTS = 3  # an evaluation has no history: starts of any cause are counted
 ASK_AGAIN = (1, 5, 15, 30, 60, 60)  # seconds; a controller that restarts is away for a minute or two
 
@@ -39,10 +40,13 @@ def job_state() -> str:
 def state_in(told: str) -> str:
     """The state in what `scontrol show job` prints. Pure.
 
-    While its tasks are ended, a job that was cancelled and one that is over its time are both COMPLETING.
+    While its tasks are ended, a job that was cancelled and one that is over its time are both COMPLETING. NO_REQUEUE: a
+    job that was submitted so that SLURM will not run it twice.
     """
-    facts = dict(re.findall(r"(\w+)=(\S*)", told))
-    return "TIMEOUT" if facts.get("Reason") == "TimeLimit" else facts["JobState"]
+    facts = dict(reversed(re.findall(r"(\w+)=(\S*)", told)))  # the first of a name, before what users may have written
+    if facts["Requeue"] == "0":
+        return "NO_REQUEUE"
+    return "TIMEOUT" if facts["Reason"] == "TimeLimit" else facts["JobState"]
 
 
 def _ask(command: list[str]) -> str:
@@ -100,10 +104,8 @@ def add_failure(stage_folder: Path, reason: str) -> None:
 
 def failures_and_limit(stage_folder: Path) -> tuple[int, int]:
     """Starts of this job in a row, up to now, that failed without a new checkpoint, and how many may."""
-    from pairvpr_dist.training.run_folder import read_config
-
-    config = read_config(stage_folder)
-    return fruitless_starts(read_history(stage_folder), os.environ["SLURM_JOB_ID"]), config.launch.max_restarts
+    limit = read_settings(stage_folder)["launch"]["max_restarts"]
+    return fruitless_starts(read_history(stage_folder), os.environ["SLURM_JOB_ID"]), limit
 
 
 def _how(status: int) -> str:

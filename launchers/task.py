@@ -100,7 +100,7 @@ class StageTask:
         state = job_state()
         if state not in WANTED:  # a cancelled job would run again, if SLURM were asked
             log.info("stopped, all saved; SLURM calls the job %s, so it is not put back into the queue", state)
-            raise SystemExit(0)
+            raise SystemExit(1)  # jobs that wait for its success must not start
         signal.signal(signal.SIGUSR2, requeue)
         os.kill(os.getpid(), signal.SIGUSR2)
 

@@ -10,17 +10,18 @@ from launchers.requeue import add_failure, may_requeue, mistake_file, start_of_j
 from pairvpr_dist.training.history import CHECKPOINT, FAILED, STARTED, STOPPED, fruitless_starts, read_history
 
 # As SLURM 22.05 prints them while the tasks of a job are ended.
-PREEMPTED = (
-    "JobId=3 JobState=RUNNING Reason=None Restarts=0 EndTime=2026-11-21T13:02:36 PreemptTime=2026-11-21T13:01:36"
-)
-CANCELLED = "JobId=5 JobState=COMPLETING Reason=None Restarts=0 EndTime=2026-11-21T13:01:50 PreemptTime=None"
-OVER_TIME = "JobId=4 JobState=COMPLETING Reason=TimeLimit Restarts=0 EndTime=2026-11-21T13:05:37 PreemptTime=None"
+PREEMPTED = "JobId=3 JobState=RUNNING Reason=None Requeue=1 Restarts=0 PreemptTime=2026-11-21T13:01:36"
+CANCELLED = "JobId=5 JobState=COMPLETING Reason=None Requeue=1 Restarts=0 PreemptTime=None Comment=JobState=RUNNING"
+OVER_TIME = "JobId=4 JobState=COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 PreemptTime=None"
+ONCE_ONLY = "JobId=4 JobState=RUNNING Reason=None Requeue=0 Restarts=0 PreemptTime=None"
 
 CRASHES = st.integers(1, 255).filter(lambda status: status != 2)
 
 
-@pytest.mark.parametrize(("told", "again"), [(PREEMPTED, True), (CANCELLED, False), (OVER_TIME, True)])
-def test_a_cancelled_job_stays_cancelled(told: str, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "again"), [(PREEMPTED, True), (OVER_TIME, True), (CANCELLED, False), (ONCE_ONLY, False)]
+)
+def test_what_slurm_says_decides(told: str, again: bool) -> None:
     assert may_requeue(137, None, state_in(told), 1, 3)[0] is again
 
 

@@ -5,7 +5,6 @@ Contract: every answer is that of this moment. `SlurmError` where SLURM is not h
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -95,5 +94,5 @@ def ask(command: Sequence[str], refused: str | None = None) -> str:
         raise SlurmError(f"{command[0]}: no answer in {PATIENCE} s; SLURM's controller may be down") from None
     if done.returncode == 0 or (refused is not None and refused in done.stderr):
         return done.stdout
-    told = re.sub(r"\s+", " ", done.stderr).strip()
-    raise SlurmError(f"{command[0]}: {told or f'status {done.returncode}'}")
+    told = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    raise SlurmError(f"{command[0]}: {told[-1].removeprefix(f'{command[0]}: ')}")

@@ -10,7 +10,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -77,11 +77,12 @@ def drawn(named: Sequence[Path]) -> str:
     if not runs:
         raise UserError("runs: no run below it was submitted; name a run folder")
     ids = [job.job_id for run in runs for job in read_jobs(run)]
+    known: Mapping[str, Job] | None = None
     note = ""
     try:
         known = jobs_by_id(ids)
     except SlurmError as error:
-        known, note = {}, f"\nas the folders tell; {error}"
+        note = f"\nas the folders tell; {error}"
     return table([row for run in runs for row in statuses(run, known)]) + note
 
 

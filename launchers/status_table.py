@@ -19,6 +19,7 @@ from pairvpr_dist.training.liveness import ENDED, FAILED, NOT_BEGUN, RUNNING, ST
 
 HEADS = ("RUN", "STAGE", "STATE", "EPOCH", "STEP", "LOSS", "PAIRS/S", "MFU", "RESTARTS", "ETA")
 QUIET = 600.0  # seconds without a word from a running stage that the table mentions
+Known = Mapping[str, Job] | None  # jobs that SLURM knows; None: it could not be asked
 ALIVE = (STARTING, RUNNING, STOPPING)
 
 
@@ -32,10 +33,10 @@ class StageStatus:
     state: RunState | None  # None: no folder yet, or an evaluation
 
 
-def statuses(run: Path, known: Mapping[str, Job]) -> list[StageStatus]:
-    """The stages of a run. `known`: jobs that SLURM knows; those of runs without SLURM are in none."""
+def statuses(run: Path, known: Known) -> list[StageStatus]:
+    """The stages of a run, submitted or not."""
     submitted = read_jobs(run)
-    rows = [stage_status(job, known.get(job.job_id), known) for job in submitted]
+    rows = [stage_status(job, known) for job in submitted]
     others = [folder for folder in stages_of(run) if folder.name not in {job.stage for job in submitted}]
     rows += [
         StageStatus(run.resolve().name, folder.name, worded(state := inspect_stage(folder)), state) for folder in others
@@ -47,8 +48,9 @@ def statuses(run: Path, known: Mapping[str, Job]) -> list[StageStatus]:
     return sorted(rows, key=lambda row: row.stage not in ("stage1", "stage2"))
 
 
-def stage_status(submitted: Submitted, job: Job | None, known: Mapping[str, Job]) -> StageStatus:
+def stage_status(submitted: Submitted, known: Known) -> StageStatus:
     """The row of a stage that was submitted."""
+    job = None if known is None else known.get(submitted.job_id)
     folder = submitted.run / submitted.stage
     if submitted.stage == "eval":
         ended = (folder / "results.json").exists()
@@ -57,14 +59,14 @@ def stage_status(submitted: Submitted, job: Job | None, known: Mapping[str, Job]
         return StageStatus(submitted.name, submitted.stage, state_without_folder(job, submitted, known), None)
     running = job is not None and job.state == "RUNNING"
     # A job that SLURM does not know any more has no process, but somebody may have gone on with the run by hand.
-    alive = True if running else is_locked(folder / "lock") is True
-    state = inspect_stage(folder, alive, job.start or 0.0 if job is not None and running else 0.0)
+    gone = None if known is None else is_locked(folder / "lock") is True
+    state = inspect_stage(folder, True if running else gone, job.start or 0.0 if job is not None and running else 0.0)
     return StageStatus(submitted.name, submitted.stage, state_in_words(job, state, submitted, known), state)
 
 
-def state_in_words(job: Job | None, state: RunState, submitted: Submitted, known: Mapping[str, Job]) -> str:
+def state_in_words(job: Job | None, state: RunState, submitted: Submitted, known: Known) -> str:
     """What the table says of a training stage."""
-    if job is None or (job.state == "COMPLETED" and state.state != NOT_BEGUN):
+    if job is None or job.state == "COMPLETED":
         return worded(state)
     if job.state == "RUNNING":
         return "completing" if state.state == ENDED else worded(state)
@@ -77,10 +79,10 @@ def state_in_words(job: Job | None, state: RunState, submitted: Submitted, known
     return plain_state(job)
 
 
-def state_without_folder(job: Job | None, submitted: Submitted, known: Mapping[str, Job]) -> str:
+def state_without_folder(job: Job | None, submitted: Submitted, known: Known) -> str:
     """What the table says of a training stage that has left nothing yet."""
-    if job is None:
-        return f"{NOT_BEGUN} (no job in the queue)"
+    if job is None or job.state == "COMPLETED":
+        return NOT_BEGUN if known is None else f"{NOT_BEGUN} (no job in the queue)"
     if job.state == "RUNNING":
         return STARTING
     if job.state == "PENDING":
@@ -89,7 +91,7 @@ def state_without_folder(job: Job | None, submitted: Submitted, known: Mapping[s
     return f"failed ({fault_of(job, submitted)})" if failed else plain_state(job)
 
 
-def evaluation_state(job: Job | None, ended: bool, submitted: Submitted, known: Mapping[str, Job]) -> str:
+def evaluation_state(job: Job | None, ended: bool, submitted: Submitted, known: Known) -> str:
     """What the table says of an evaluation, which leaves its folder at its end only."""
     if job is not None and job.state == "RUNNING":
         return "completing" if ended else RUNNING
@@ -101,7 +103,7 @@ def plain_state(job: Job) -> str:
     return {"CONFIGURING": STARTING, "REQUEUE_HOLD": "requeued (held)"}.get(job.state, job.state.lower())
 
 
-def waiting(job: Job, begun: bool, submitted: Submitted, known: Mapping[str, Job]) -> str:
+def waiting(job: Job, begun: bool, submitted: Submitted, known: Known) -> str:
     """What a job in the queue waits for."""
     if job.reason == "DependencyNeverSatisfied":
         return f"pending (never starts: {submitted.dependency} has not ended well; cancel and resume)"

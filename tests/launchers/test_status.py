@@ -41,7 +41,7 @@ def test_status_without_slurm_tells_what_folders_tell(run: Path, tmp_path: Path)
     assert shown.returncode == 0, shown.stderr
     _, stage1, stage2, note = shown.stdout.splitlines()
     assert stage1.split()[:3] == ["vitg", "stage1", "ended"]
-    assert stage2.split()[:5] == ["vitg", "stage2", "not", "begun", "(no"]
+    assert stage2.split()[:5] == ["vitg", "stage2", "not", "begun", "-"]
     assert note == "as the folders tell; squeue: not on this machine; ask on a machine of the cluster"
     assert without_slurm(["status", str(run), "--watch"], tmp_path).stdout == shown.stdout  # no terminal: once
 

@@ -69,6 +69,14 @@ def test_a_stage_that_SLURM_has_forgotten_is_what_its_folder_says(tmp_path: Path
         assert told(tmp_path, None) == "starting"
 
 
+def test_where_SLURM_cannot_be_asked_folders_tell(tmp_path: Path) -> None:  # noqa: N802
+    record(tmp_path, "stage1", "7")
+    assert statuses(tmp_path, None)[0].told == "not begun"
+    folder = begin(tmp_path, "stage1", "7")
+    step(folder, 10)
+    assert statuses(tmp_path, None)[0].told == "running"  # on another machine, and its word is fresh
+
+
 def test_how_a_job_has_failed(tmp_path: Path) -> None:
     record(tmp_path, "stage1", "7")
     assert told(tmp_path, Job("NODE_FAIL")) == "failed (node_fail)"

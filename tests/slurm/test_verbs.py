@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster, wait_for
-from small_runs import overrides
-from submitting import ROOT, compiled
+from submitted_runs import record
+from submitting import ROOT, job_ids, slurm_program, submit
 
 pytestmark = pytest.mark.slurm
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "launchers" / "slurm.py"), *map(str, arguments)]
-
-
-def verb(cluster: SlurmCluster, *arguments: object) -> str:
-    return cluster.run(*command(*arguments))
-
-
 def told(cluster: SlurmCluster, run: Path, stage: int = 0) -> str:
     """The state of a stage in the table, with its words parted by single spaces."""
-    heads, *rows = verb(cluster, "status", run).splitlines()
+    heads, *rows = slurm_program(cluster, "status", run).splitlines()
     begin, end = heads.index("STATE"), heads.index("EPOCH")
     return rows[stage][begin:end].strip()
 
@@ -37,15 +28,11 @@ def wait_until_told(cluster: SlurmCluster, run: Path, state: str) -> None:
 
 def test_the_life_of_a_run_as_the_verbs_tell_it(cluster: SlurmCluster, city_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    lengths = ["train.max_steps=100000", "train.checkpoint_every=20", "cluster.hours=0.5"]
-    environment = f"cluster.environment={{TORCH_EXTENSIONS_DIR: {compiled()}}}"
-    given = overrides("stage1", city_shards, run, [*lengths, environment])
-    shown = verb(cluster, "stage1", "tiny", "--cluster", "local2", *given)
-    assert shown.startswith("stage1 ")
-    job = json.loads((run / "jobs.jsonl").read_text())["job_id"]
+    job = submit(cluster, city_shards, run, ["train.max_steps=100000", "train.checkpoint_every=20"])
     assert told(cluster, run).startswith(("pending", "starting"))
 
-    follower = subprocess.Popen(command("logs", run, "-f"), env=cluster.environment, stdout=subprocess.PIPE, text=True)
+    follow = [sys.executable, "launchers/slurm.py", "logs", str(run), "-f"]
+    follower = subprocess.Popen(follow, cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, text=True)
     try:
         wait_until_told(cluster, run, "starting")
         wait_until_told(cluster, run, "running")
@@ -55,19 +42,39 @@ def test_the_life_of_a_run_as_the_verbs_tell_it(cluster: SlurmCluster, city_shar
         wait_until_told(cluster, run, "starting")
         wait_until_told(cluster, run, "running")
         with pytest.raises(AssertionError, match=rf"stage1 {job} is in the queue \(running\)"):
-            verb(cluster, "resume", run)
-        assert verb(cluster, "cancel", run) == f"cancelled stage1 {job} (running)\n"
+            slurm_program(cluster, "resume", run)
+        assert slurm_program(cluster, "cancel", run) == f"cancelled stage1 {job} (running)\n"
         wait_until_told(cluster, run, "cancelled")
-        assert verb(cluster, "cancel", run) == f"{run}: no job of it is in the queue\n"
+        assert slurm_program(cluster, "cancel", run) == f"{run}: no job of it is in the queue\n"
         printed, _ = follower.communicate(timeout=60)  # ends of itself
     finally:
         follower.kill()
     assert printed.count("from scratch") == 1
     assert printed.count("going on from") == 1
 
-    resumed = verb(cluster, "resume", run, "train.max_steps=100000")
-    again = json.loads((run / "jobs.jsonl").read_text().splitlines()[-1])["job_id"]
+    again = job_ids(slurm_program(cluster, "resume", run, "train.max_steps=100000"))[0]
     assert again != job
-    assert resumed.startswith(f"stage1 {again} ")
     assert told(cluster, run).startswith(("pending", "starting"))
-    assert verb(cluster, "cancel", run).startswith(f"cancelled stage1 {again}")
+    assert slurm_program(cluster, "cancel", run).startswith(f"cancelled stage1 {again}")
+
+
+def test_following_ends_with_the_last_job_that_can_run(cluster: SlurmCluster, tmp_path: Path) -> None:
+    def shell_job(stage: str, script: str, after: str | None = None) -> str:
+        place = [f"--output={tmp_path}/slurm/%j_0_log.out", *([f"--dependency=afterok:{after}"] if after else [])]
+        told = cluster.run("sbatch", "--parsable", "--partition=low", "-n1", *place, f"--wrap={script}")
+        record(tmp_path, stage, told.strip(), after)
+        return told.strip()
+
+    (tmp_path / "slurm").mkdir()
+    first = shell_job("stage1", "for i in 1 2 3; do echo line $i; sleep 1; done")
+    second = shell_job("stage2", "echo of the second; exit 3", after=first)
+    third = shell_job("eval", "echo never", after=second)
+    printed = slurm_program(cluster, "logs", tmp_path, "-f")
+    lines = [line for line in printed.splitlines() if line.startswith(("line", "of the second"))]
+    assert lines == ["line 1", "line 2", "line 3", "of the second"]
+    assert [told(cluster, tmp_path, stage) for stage in range(2)] == [
+        "not begun (no job in the queue)",  # it has left no folder
+        "failed (failed)",
+    ]
+    assert told(cluster, tmp_path, 2).startswith("pending (never starts")
+    assert slurm_program(cluster, "cancel", tmp_path) == f"cancelled eval {third} (pending)\n"

@@ -117,7 +117,8 @@ def merge(config: Any, delta: DictConfig | ListConfig, where: str) -> Any:
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]} (key {error.full_key})") from None
+        key = f" (key {error.full_key})" if error.full_key else ""  # none of a section that is given a single value
+        raise UserError(f"{where}: {str(error).splitlines()[0]}{key}") from None
 
 
 def _first_leaf(delta: DictConfig | ListConfig, key: str) -> str:

@@ -242,3 +242,8 @@ def test_image_sizes_are_multiples_of_the_patch(size: int) -> None:
     for wrong in (size + 1, size - 7, -size):
         with pytest.raises(UserError, match="multiple of 14"):
             check_image_size("size", wrong)
+
+
+def test_a_section_that_is_given_a_value() -> None:
+    with pytest.raises(UserError, match=r"^model=3: .*[^)]$"):
+        load_config("stage1", "tiny", ["data.shards=x", "model=3"])

@@ -122,6 +122,8 @@ def check_data(config: TrainingConfig) -> None:
     EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
     if config.data.validation:
         validation_loader(config, 0, processes)
+    elif config.train.best_metric:
+        raise UserError(f"train.best_metric={config.train.best_metric}: nothing is validated; name data.validation=...")
     if config.stage == "stage2" and config.data.places_per_batch // processes < 2:
         raise UserError(
             f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "

@@ -23,11 +23,10 @@ log = logging.getLogger(__name__)
 
 def start_or_resume(config: TrainingConfig, latest: Path | None, datasets: Sequence[str]) -> tuple[Engine, Progress]:
     """The engine as the checkpoint `latest` left it, or before the first step; every rank must call."""
-    model = initial_model(config)
-    objective = build_objective(config, model, datasets)
     if latest is None:
-        return Engine(objective, config), Progress()
-    saved = Checkpoint(latest)
+        return Engine(build_objective(config, initial_model(config), datasets), config), Progress()
+    saved, model = Checkpoint(latest), PairVPR(config.model)
+    objective = build_objective(config, model, datasets)
     model.load_state_dict(saved.weights({name: tensor.shape for name, tensor in model.state_dict().items()}))
     engine = Engine(objective, config)
     engine.load(saved.read, saved.updates)

@@ -146,6 +146,12 @@ def test_batches_that_cannot_be(config: TrainingConfig, city_shards: Path) -> No
     refused_at_the_door(lonely, "needs at least 2 places a process")
 
 
+def test_the_best_of_nothing(config: TrainingConfig) -> None:
+    best = replace(config, train=replace(config.train, best_metric="validation/loss"))
+    with pytest.raises(UserError, match=r"train.best_metric=validation/loss: nothing is validated; name data.valid"):
+        open_folder(best)
+
+
 def test_a_model_to_start_from_must_be_of_the_same_architecture(config: TrainingConfig, export: Path) -> None:
     refused_at_the_door(replace(config, init=replace(config.init, model=str(export))), "decoder_dim is 48, here 96")
     refused_at_the_door(replace(config, init=replace(config.init, model="gone.pth")), "gone.pth: no such file")

@@ -82,9 +82,8 @@ def _checkpoint(checkpoint: dict[str, Any]) -> str:
 
 
 def _skip(event: Event, report: dict[str, Any]) -> str:
-    replay = f"step-{event['step']:08d}"
-    line = f"  step {event['step']:<12,} {event.get('module') or 'module not known'}"
-    line += _places(event)
+    line = f"  step {event['step']:<12,} {event.get('module') or 'module not known'}{_places(event)}"
+    replay = event.get("replay")
     return line + (f"   pairvpr inspect {report['folder']}/replays/{replay}" if replay in report["replays"] else "")
 
 

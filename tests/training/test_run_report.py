@@ -75,7 +75,9 @@ def run(tmp_path: Path) -> Path:
         (path / "manifest.json").write_text(json.dumps({"state.json": {"size": 2 + (step == 40), "sha256": "0"}}))
     (folder / "checkpoints" / "latest").write_text("step-00000050\n")
     (folder / "checkpoints" / "best").write_text("step-00000010\n")
-    append_event(folder, "skipped", 12, places=["set/a", "set/b"], module="model.encoder.blocks.3", replay="x")
+    append_event(
+        folder, "skipped", 13, places=["set/a", "set/b"], module="model.encoder.blocks.3", replay="step-00000012"
+    )
     (folder / "replays" / "step-00000012").mkdir(parents=True)
     spike = {
         "step": 33,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -43,6 +44,8 @@ class StageTask:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, then scontrol
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
         prepare_task(self.config.launch.threads)
+        from pairvpr_dist.training.worker import lost_connection
+
         try:
             ended = self._run()
         except OSError as error:
@@ -52,8 +55,12 @@ class StageTask:
             self._refuse(refused)
         except UserError as error:
             self._refuse(error)
+        except RuntimeError as error:
+            told = f"process {os.environ['RANK']}: lost its connection to another process"
+            raise (SystemExit(told) if lost_connection(error) else error) from None
         if not ended:
             self._leave(requeue)
+        leave_node_disk()
 
     def checkpoint(self) -> Any:
         """For submitit: the same again. All that a run knows is in its folder."""
@@ -146,6 +153,7 @@ def evaluate(config: EvalRunConfig, rank: int) -> bool:
 def prepare_task(threads: int | None) -> None:
     """Set what training reads from the environment: ranks, threads, folders on the node's own disk."""
     logging.getLogger("submitit").propagate = False  # it prints its lines itself
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # tells which of its builds it tried
     ranks = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
     os.environ |= {name: os.environ[of_slurm] for name, of_slurm in ranks.items()}
     threads = threads or int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
@@ -166,7 +174,10 @@ def use_node_disk() -> None:
     So nothing is compiled over a network disk, and no job meets another's half-built files. What the site or the user
     has set stays, except TMPDIR.
     """
-    base = Path(tempfile.gettempdir()) / f"pairvpr-{os.getuid()}-{os.environ['SLURM_JOB_ID']}-{node()}"
+    base = (
+        Path(tempfile.gettempdir())
+        / f"pairvpr-{os.getuid()}-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"
+    )
     base.mkdir(mode=0o700, exist_ok=True)
     if os.environ["LOCAL_RANK"] == "0":
         for stale in (base / "extensions").glob("**/lock"):  # of a start that was killed while it compiled
@@ -180,9 +191,10 @@ def use_node_disk() -> None:
     tempfile.tempdir = None  # read TMPDIR again
 
 
-def node() -> str:
-    """SLURM's name of this machine."""
-    return os.environ["SLURMD_NODENAME"]
+def leave_node_disk() -> None:
+    """Remove this job's folder, at the job's end; another start of it could use what is compiled there."""
+    if os.environ["SLURM_LOCALID"] == "0":
+        shutil.rmtree(Path(os.environ["TMPDIR"]).parent, ignore_errors=True)
 
 
 def main(argv: list[str]) -> None:

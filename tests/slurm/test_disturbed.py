@@ -33,9 +33,9 @@ def preempt(cluster: SlurmCluster) -> None:
     cluster.wait_for_state(urgent.strip(), "COMPLETED")
 
 
-def kill_node(cluster: SlurmCluster) -> None:
-    cluster.kill_node("n2")
-    cluster.start_node("n2")
+def kill_node(cluster: SlurmCluster, node: str) -> None:
+    cluster.kill_node(node)
+    cluster.start_node(node)
 
 
 def test_preempted_twice_and_its_node_killed_a_run_ends_with_the_same_bytes(
@@ -56,7 +56,7 @@ def test_preempted_twice_and_its_node_killed_a_run_ends_with_the_same_bytes(
         back_in_training(cluster, job, folder, 2)
 
         wait_for_new_checkpoint(folder)
-        kill_node(cluster)
+        kill_node(cluster, "n2")
         back_in_training(cluster, job, folder, 3)
         cluster.wait_for_state(job, "COMPLETED")
     finally:
@@ -69,3 +69,20 @@ def test_preempted_twice_and_its_node_killed_a_run_ends_with_the_same_bytes(
     assert log_of(folder, ["loss", "lr"]) == log_of(whole, ["loss", "lr"])
     model = Path("export") / "model.safetensors"
     assert (folder / model).read_bytes() == (whole / model).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_node_of_the_job_script_dies_and_the_run_goes_on(
+    cluster: SlurmCluster, city_shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stage1"
+    job = submit(cluster, city_shards, tmp_path, LENGTH)
+    try:
+        wait_for_new_checkpoint(folder)
+        kill_node(cluster, "n1")  # with rank 0 and the script: nobody is left who would ask for a requeue but SLURM
+        back_in_training(cluster, job, folder, 1)
+        cluster.wait_for_state(job, "COMPLETED")
+    finally:
+        print(cluster.job(job), logs(tmp_path))
+    assert events(folder, [STARTED, STOPPED, FAILED, ENDED]) == [STARTED, STARTED, ENDED]
+    assert len(log_of(folder, ["loss"])) == 240

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -88,8 +88,9 @@ def signals_passed_on() -> Iterator[list[int]]:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         came.append(number)
         for child in psutil.Process().children():
-            if WORKER in child.cmdline():
-                child.send_signal(signal.SIGUSR2)
+            with suppress(psutil.NoSuchProcess):  # it ended by itself just now
+                if WORKER in child.cmdline():
+                    child.send_signal(signal.SIGUSR2)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:

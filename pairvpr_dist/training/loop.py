@@ -186,7 +186,7 @@ def at_border(
     )
     if stopping:
         log.info("asked to stop: saving step %d", progress.step)
-        add_event(run.folder, SIGNALLED, progress.step)
+        add_event(run.folder, SIGNALLED, progress.step, signal=run.agreement.signal)
         logs = saves = True
     if logs or saves:
         run.bad_places.gather(run.loader)

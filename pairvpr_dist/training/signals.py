@@ -39,6 +39,11 @@ class Agreement:
         self._told: torch.Tensor | None = None
         self._work: dist.Work | None = None
 
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that this rank got; none where another was asked."""
+        return self._flag.signal
+
     def reached(self) -> bool:
         """Whether any rank had been asked to stop when this was called at the last step."""
         if world_size() == 1:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -61,19 +62,21 @@ class Launched:
         return self.processes
 
     def workers(self) -> list[psutil.Process]:
-        """Its training processes."""
-        return [
-            process
-            for process in self.look()
-            if WORKER in process.cmdline() and process.parent().pid == self.launcher.pid
-        ]
+        """Its training processes, without their data workers."""
+        found = []
+        for process in psutil.Process(self.launcher.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if WORKER in process.cmdline():
+                    found.append(process)
+        return found
 
     def kill(self) -> None:
         """kill -9 of the launcher and of all others."""
         self.look()
         os.killpg(self.launcher.pid, signal.SIGKILL)
         for process in self.processes:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.launcher.wait()
         psutil.wait_procs(self.processes, timeout=30)
 

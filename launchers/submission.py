@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -85,7 +86,7 @@ def make_plan(request: Request, open_keys: Sequence[str] = ()) -> Plan:
     base = Path(jobs(request.stage, request.size, first)[0].run)
     points = []
     for values in product(*request.sweep):
-        run = f"run={json.dumps(str(base / point_name(values)))}"
+        run = f"run={json.dumps(str(base / point_name(values)), ensure_ascii=False)}"
         points.append(Point((*given, *values, run), stage_jobs(request, [*first, *values, run], of_cluster)))
     if len({point.run for point in points}) < len(points):
         raise UserError("--array: two points would have the same run folder; give each value once")
@@ -252,6 +253,6 @@ def told(submitted: Sequence[Sequence[Submitted]]) -> str:
     many = f" ({len(first)} points)" if len(first) > 1 else ""
     return (
         f"{' -> '.join(names)}    run folder {base}{many}\n"
-        f"follow: python launchers/slurm.py logs {first[0].run} -f    "
-        f"all: python launchers/slurm.py status {' '.join(str(job.run) for job in first)}"
+        f"follow: python launchers/slurm.py logs {shlex.quote(str(first[0].run))} -f    "
+        f"all: python launchers/slurm.py status {shlex.join(str(job.run) for job in first)}"
     )

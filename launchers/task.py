@@ -43,10 +43,8 @@ class StageTask:
         """Run this task's part of the stage; returns when the stage has ended."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, then scontrol
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-        prepare_task(self.config.launch.threads)
-        from pairvpr_dist.training.worker import lost_connection
-
         try:
+            prepare_task(self.config.launch.threads)
             ended = self._run()
         except OSError as error:
             refused = refusal(error)
@@ -56,6 +54,8 @@ class StageTask:
         except UserError as error:
             self._refuse(error)
         except RuntimeError as error:
+            from pairvpr_dist.training.worker import lost_connection
+
             told = f"process {os.environ['RANK']}: lost its connection to another process"
             raise (SystemExit(told) if lost_connection(error) else error) from None
         if not ended:
@@ -174,11 +174,10 @@ def use_node_disk() -> None:
     So nothing is compiled over a network disk, and no job meets another's half-built files. What the site or the user
     has set stays, except TMPDIR.
     """
-    base = (
-        Path(tempfile.gettempdir())
-        / f"pairvpr-{os.getuid()}-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"
-    )
+    base = Path(tempfile.gettempdir()) / f"pairvpr-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"
     base.mkdir(mode=0o700, exist_ok=True)
+    if base.stat().st_uid != os.getuid():  # code that is compiled here is run
+        raise UserError(f"{base}: belongs to another user; name another folder with cluster.scratch=...")
     if os.environ["LOCAL_RANK"] == "0":
         for stale in (base / "extensions").glob("**/lock"):  # of a start that was killed while it compiled
             stale.unlink()

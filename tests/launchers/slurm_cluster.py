@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,7 +66,8 @@ class SlurmCluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.scratch = tempfile.mkdtemp(prefix="slurm-")  # short: names of sockets below it must be
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "TMPDIR": self.scratch}
 
     def start(self) -> None:
         (self.folder / "state").mkdir(parents=True)
@@ -96,6 +98,7 @@ class SlurmCluster:
             process = self.daemon(name)
             process.terminate()
             process.wait(PATIENCE)
+        shutil.rmtree(self.scratch)
 
     def run(self, *command: str) -> str:
         """What a command prints; raises with its errors where it fails."""

@@ -61,6 +61,16 @@ def test_caches_lie_on_the_nodes_disk_apart_for_each_job_and_node(
     assert Path(tempfile.gettempdir()) == Path(first["TMPDIR"])
 
 
+def test_a_folder_that_another_user_has_made_there_is_refused(in_job: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder = in_job / "pairvpr-81234-n2"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(UserError, match="belongs to another user"):
+        use_node_disk()
+
+
 def test_a_lock_of_a_start_that_was_killed_while_it_compiled_is_taken_away(
     in_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -139,9 +138,7 @@ class Observer:
                 self._handles.append(parameter.register_hook(self._parameter_hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -241,14 +238,11 @@ def places_of_rows(objective: Objective, batch: Batch, event: Event) -> Tensor |
 
 def _numbers(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors in what a module gives back."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _numbers(item)
-    elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))
 
 
 def _measures(tensor: Tensor, finite: Tensor) -> Tensor:

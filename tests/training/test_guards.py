@@ -23,6 +23,7 @@ from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import TrainConfig
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind
+from pairvpr_dist.training.replay import inspect_replay
 from pairvpr_dist.training.run_folder import open_folder
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +135,7 @@ def check_investigation(case: Case, seen: dict[str, Any]) -> None:
     else:
         assert event["places"] == [name for r in event["ranks"] for name in seen["names"][r]]
     kept = [] if case.fault == "no room" else [f"step-{STEP + 1:08d}"]
-    assert seen["replays"] == kept
+    assert [Path(replay).name for replay in seen["replays"]] == kept
     assert event["replay"] == next(iter(kept), None)
 
 
@@ -149,6 +150,8 @@ def test_a_refused_step_is_looked_into_and_changes_nothing(case: Case, quick: di
 )
 def test_every_kind_of_refused_step(case: Case, thorough: dict[Case, dict[str, Any]]) -> None:
     check_investigation(case, thorough[case])
+    if case.fault in ("weight", "loss"):
+        assert "            reproduced\n" in inspect_replay(Path(thorough[case]["replays"][0]))
 
 
 @pytest.fixture(scope="module")

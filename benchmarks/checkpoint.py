@@ -4,8 +4,8 @@
     python benchmarks/checkpoint.py --size vitg --ranks 8 --folder /scratch
 
 Contract: the state is one rank's share of a stage-1 run of the size, in memory, of its real tensors and numbers; files
-are written, flushed to the disk and read again for their digests, as in training. Rounds of both ways take turns. The
-process works on beside the thread that writes, as training does, by multiplying matrices.
+are written, flushed to the disk and read again for their digests, as in training. Rounds of both ways take turns.
+Beside the thread that writes, the process works on as training does, by multiplying matrices.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--per-hour", type=float, default=4.0, help="checkpoints an hour (default: 4)")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the other cores of a training process are its data workers
     config = load_config("stage1", args.size, ["data.shards=none", "train.keep_checkpoints=1"])
     part = part_of_rank_0(config, args.ranks)
     gib = sum(stretch.values.numel() for stretch in part.values()) * 4 / 2**30

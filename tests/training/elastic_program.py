@@ -1,7 +1,7 @@
 """Train runs one after another in one process group, each to its end or to a stop.
 
-Started by an elastic agent: `python elastic_program.py SHARDS OUT JSON`; JSON is a list of [run, stage, ZeRO stage, steps
-after which the run is asked to stop or null]; writes OUT/<run>/<stage>.
+Started by an elastic agent: `python elastic_program.py SHARDS OUT JSON`; JSON is a list of [run, stage, ZeRO stage,
+steps after which the run is asked to stop or null]; writes OUT/<run>/<stage>.
 """
 
 from __future__ import annotations

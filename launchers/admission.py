@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.job_script import StageJob, check_path
+from launchers.planning import Plan, has_ended
 from launchers.run_jobs import read_jobs
 from launchers.slurm_queue import jobs_by_id
-from launchers.submission import Plan, has_ended
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import EvalRunConfig, TrainingConfig
 

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from launchers.admission import GB, CheckpointPlan, check_partitions, check_plan, checkpoint_plan, room
 from launchers.job_script import StageJob, executor
 from launchers.jobs import STAGE_NAMES
+from launchers.planning import Plan
 from launchers.slurm_queue import SlurmError
-from launchers.submission import Plan
 from pairvpr_dist.config import STAGES, has_key
 from pairvpr_dist.settings import EvalRunConfig
 

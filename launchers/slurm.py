@@ -64,7 +64,7 @@ def submit_or_describe(argv: list[str]) -> None:
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     args = parser.parse_intermixed_args(argv)
 
-    from launchers.submission import Request, make_plan, submit, sweep_values, told
+    from launchers.planning import Request, make_plan, sweep_values
 
     request = Request(
         args.stage, args.size, tuple(args.override), args.cluster, tuple(map(sweep_values, args.array)),
@@ -76,6 +76,7 @@ def submit_or_describe(argv: list[str]) -> None:
         print(describe(make_plan(request, open_keys(args.stage))))
     else:
         from launchers.admission import admit
+        from launchers.submission import submit, told
 
         plan = make_plan(request)
         admit(plan)

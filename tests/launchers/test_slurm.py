@@ -14,8 +14,8 @@ import yaml
 from launchers.admission import checkpoint_plan
 from launchers.dry_run import open_keys
 from launchers.job_script import StageJob
+from launchers.planning import Request, make_plan
 from launchers.slurm import main
-from launchers.submission import Request, make_plan
 from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import UserError, exit_on_user_error
 

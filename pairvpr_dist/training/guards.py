@@ -49,12 +49,14 @@ class Guard:
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._folder, self._config = folder, config
         self._in_a_row = 0
+        self.skipped = 0  # since it was set
 
     def check_update(self, step: int, applied: bool, rewinds: int) -> None:
         """Count updates that were refused. Raises `Rewind` or, when that is used up, `UserError`; on every rank.
 
         step: as the log counts it.
         """
+        self.skipped += not applied
         self._in_a_row = 0 if applied else self._in_a_row + 1
         if self._in_a_row < self._config.max_skipped_steps:
             return

@@ -35,7 +35,7 @@ from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START, VA
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
-from pairvpr_dist.training.saving import Saver
+from pairvpr_dist.training.saving import Saver, forget_after
 from pairvpr_dist.training.schedules import Schedule, make_schedule
 from pairvpr_dist.training.self_check import self_check
 from pairvpr_dist.training.signals import Agreement, StopFlag
@@ -128,13 +128,16 @@ def return_to_checkpoint(run: Run, rewind: Rewind, progress: Progress) -> tuple[
     run.saver.wait()
     bad = rewind.bad_steps
     latest = distributed.from_rank_0(lambda: checkpoint.find_latest(run.folder / "checkpoints", before=bad.start))
+    if rank() == 0:  # what was saved since must not be what a run that is killed now goes on from
+        forget_after(latest, run.folder / "checkpoints")
     engine, saved = start_or_resume(run.config, latest, run.loader.datasets)
     offset = progress.data_offset + bad[-1] - saved.step  # a step of the log is one more than its data's
     if rank() == 0:
         told = "steps %d to %d were not finite: back to step %d, without the data up to there"
         log.warning(told, bad.start, bad[-1], saved.step)
     add_event(run.folder, REWOUND, saved.step, from_step=bad[-1], data_offset=offset)
-    return engine, replace(saved, data_offset=offset, rewinds=progress.rewinds + 1)
+    skipped, run.guard.skipped = progress.skipped_steps + run.guard.skipped, 0
+    return engine, replace(saved, data_offset=offset, rewinds=progress.rewinds + 1, skipped_steps=skipped)
 
 
 def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
@@ -169,6 +172,7 @@ def train_step(
     run.watchdog.at(BACKWARD, step)
     applied = engine.step(loss)
     if not applied:
+        run.watchdog.at(SAVE, step)  # it takes longer than a step
         investigate(engine, batch, step, run.loader, run.folder, run.config)
     progress = replace(progress, step=step + 1, skipped_steps=progress.skipped_steps + (not applied))
     run.guard.check_update(progress.step, applied, progress.rewinds)

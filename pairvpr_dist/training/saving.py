@@ -161,6 +161,15 @@ class Saver:
         return pointer.read_text().strip() if pointer.exists() else None
 
 
+def forget_after(last: Path | None, folder: Path) -> None:
+    """Remove the checkpoints below `folder` that are newer than `last`; none: all of them."""
+    for path in all_checkpoints(folder):
+        if last is None or step_of(path) > step_of(last):
+            shutil.rmtree(path)
+    if last is not None:
+        write_text(folder / LATEST, last.name + "\n")
+
+
 def dispensable(checkpoints: list[Path], config: TrainingConfig, best: str | None) -> list[Path]:
     """Which of the checkpoints (the newest first) go: neither among the newest, nor a milestone, nor the best. Pure."""
     every = config.train.keep_every

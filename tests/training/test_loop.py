@@ -60,10 +60,10 @@ def test_a_run_returns_to_its_last_good_checkpoint_past_bad_data(runs: Path) -> 
     assert (events[2]["from_step"], events[2]["data_offset"]) == (7, 3)
     lines = log_of(folder, ["skipped_steps", "lr"])
     assert [line[0] for line in lines] == list(range(1, 13))
-    assert [line[1] for line in lines] == [0.0] * 4 + [1.0] * 8
+    assert [line[1] for line in lines] == [0.0] * 4 + [3.0] * 8
     assert len({line[2] for line in lines}) == 12  # the schedule follows the step, not the data
     progress = Checkpoint(folder / "checkpoints" / name_of(12)).progress
-    assert (progress.data_offset, progress.rewinds, progress.skipped_steps) == (3, 1, 1)
+    assert (progress.data_offset, progress.rewinds, progress.skipped_steps) == (3, 1, 3)
 
 
 def test_the_checkpoint_of_the_best_validation_stays(runs: Path) -> None:

@@ -34,8 +34,8 @@ def run(config: TrainingConfig, store: dist.Store | None = None) -> bool:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
-    flag = StopFlag()
     distributed.start(store)
+    flag = StopFlag()  # not before: a process that waits for others in vain is to be ended by a signal
     try:
         ended = train(config, stage_folder(config), flag)
     except OSError as error:

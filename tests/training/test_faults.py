@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -83,6 +84,22 @@ def test_one_process_killed_is_started_again(city_shards: Path, tmp_path: Path, 
     assert "ended with signal 9; starting again from the last checkpoint" in out
     assert "Traceback" not in out
     assert events(tmp_path / "stage1") == ["started", "failed", "started", "ended"]
+    assert_same_end(tmp_path / "stage1", whole("stage1", 2), "stage1")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(city_shards: Path, tmp_path: Path, whole: Whole) -> None:
+    """By kill -9 of all processes, at the start, in a step or in a save; some starts come to no new checkpoint."""
+    arguments = command("stage1", city_shards, tmp_path, [*CHANGES, "train.zero_stage=2"])
+    kills = 0
+    while kills < 10 and not (tmp_path / "stage1" / "export").exists():
+        run = Launched(arguments)
+        run.until(partial(begun, tmp_path / "stage1", kills + 1))
+        time.sleep(random.uniform(0, 0.6))
+        run.kill()
+        kills += 1
+    finish(arguments)
+    assert kills > 3, "the run ended too soon for the test to tell much"
     assert_same_end(tmp_path / "stage1", whole("stage1", 2), "stage1")
 
 

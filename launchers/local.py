@@ -105,13 +105,14 @@ def run_training_stage(config: Any) -> None:
     """Train one stage, unless it has ended."""
     from launchers.processes import run_training
     from pairvpr_dist.files import sole_owner
-    from pairvpr_dist.training.run_folder import is_finished, open_folder
+    from pairvpr_dist.training.run_folder import LOCK, is_finished, keep_config, open_folder
 
     folder = open_folder(config)
     if is_finished(folder):
         print(f"{config.stage}: has ended before; its model is {folder / 'export'}")
         return
-    with sole_owner(folder / "lock", "wait for it or name another run=..."):
+    with sole_owner(folder / LOCK, "wait for it or name another run=..."):
+        keep_config(config)
         run_training(config, folder)
     print(f"{config.stage}: ended; its model is {folder / 'export'}")
 

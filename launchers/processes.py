@@ -12,10 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import torch
@@ -29,6 +28,7 @@ from pairvpr_dist.training.history import FAILED, add_event
 log = logging.getLogger(__name__)
 WORKER = "pairvpr_dist.training.worker"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+POLL = 0.2  # seconds between two looks at signals
 
 
 def choose_accelerator() -> None:
@@ -57,16 +57,16 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
     set_environment(config.launch.threads or max(1, (os.cpu_count() or 1) // processes))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     fruitless, newest = 0, _newest(folder)
-    with signals_passed_on() as passed:
+    with signals_noted() as came:
         while True:
             try:
-                failure = _start(processes, folder)
+                failure = _start(processes, folder, came)
             except UserError as error:
                 add_event(folder, FAILED, 0, reason=str(error))
                 raise
-            if passed and not is_finished(folder):
+            if came and not is_finished(folder):
                 print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
-                raise SystemExit(128 + passed[0])
+                raise SystemExit(128 + came[0])
             if failure is None:
                 return
             told = f"process {failure.local_rank} ended with {_how(failure)}"
@@ -81,18 +81,10 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
 
 
 @contextmanager
-def signals_passed_on() -> Iterator[list[int]]:
-    """Inside, signals that ask to stop go to the workers; yields the list of those that came."""
+def signals_noted() -> Iterator[list[int]]:
+    """Inside, signals that ask to stop are noted; yields the list of those that came."""
     came: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        for child in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):  # it ended by itself just now
-                if WORKER in child.cmdline():
-                    child.send_signal(signal.SIGUSR2)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
     try:
         yield came
     finally:
@@ -100,7 +92,7 @@ def signals_passed_on() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start(processes: int, folder: Path) -> ProcessFailure | None:
+def _start(processes: int, folder: Path, came: list[int]) -> ProcessFailure | None:
     """One start of all workers: the failure that ended it, None when they ended well. Raises the user's mistake."""
     agent = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"{folder.parent.name}-{os.getpid()}",
@@ -110,13 +102,25 @@ def _start(processes: int, folder: Path) -> ProcessFailure | None:
     try:
         # In a thread, where it takes no signals: in the main one it would end the workers before they have saved.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(launch, "-m", WORKER, str(folder)).result()
+            running = thread.submit(launch, "-m", WORKER, str(folder))
+            while not wait([running], timeout=POLL).done:
+                if came:
+                    _ask_to_stop()
+            running.result()
     except ChildFailedError as error:
         for failure in error.failures.values():  # one that has a reason first: others fail because it is gone
             if failure.exitcode == USER_ERROR_STATUS:
                 raise UserError(failure.message) from None
         return error.get_first_failure()[1]
     return None
+
+
+def _ask_to_stop() -> None:
+    """Signal the workers. Again and again does no harm, and one that has just been started hears it too."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it ended by itself just now
+            if WORKER in child.cmdline():
+                child.send_signal(signal.SIGUSR2)
 
 
 def _how(failure: ProcessFailure) -> str:

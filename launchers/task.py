@@ -79,13 +79,14 @@ class StageTask:
     def _train(self, config: TrainingConfig, me: int, world: int, owned: ExitStack) -> bool:
         from launchers.rendezvous import leave, meet
         from launchers.requeue import start_of_job
-        from pairvpr_dist.training.run_folder import is_finished, open_folder
+        from pairvpr_dist.training.run_folder import is_finished, keep_config, open_folder
         from pairvpr_dist.training.worker import run
 
         if world != config.launch.processes:
             raise UserError(f"launch.processes={config.launch.processes}: the job has {world} tasks; submit it again")
         if me == 0:
             own(open_folder(config), owned)
+            keep_config(config)
         store = meet(self.folder.parent / "starts" / start_of_job(), me, world)
         self.opened = True
         if me == 0:

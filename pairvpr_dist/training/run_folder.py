@@ -44,6 +44,7 @@ FREE_KEYS = {
     "train.hang_timeout", "train.profile_steps", "train.wandb", "data.max_bad_places", "data.max_bad_share",
 }  # fmt: skip
 FREE_SECTIONS = ("launch.", "data.remote.")
+LOCK = "lock"  # in a stage's folder, held by the process that works on it
 RESCUE_KEYS = {"optim.lr", "optim.clip_grad_norm"}  # a diverged run may go on with gentler ones
 
 
@@ -63,14 +64,22 @@ def has_begun(folder: Path) -> bool:
 
 
 def open_folder(config: TrainingConfig) -> Path:
-    """Check everything that a user handed in, then make or go on with the stage's folder. `UserError` on any fault."""
+    """Check everything that a user handed in, and make the stage's folder. `UserError` on any fault.
+
+    What is there is not touched: another process may be working on it.
+    """
     check(config)
     check_folder(config)
     folder = stage_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_config(config: TrainingConfig) -> None:
+    """Write what the run is into its stage's folder; for who holds the folder's lock."""
+    folder = stage_folder(config)
     write_json(folder / "data.json", data_content(config))
     write_text(folder / "config.yaml", to_yaml(config))
-    return folder
 
 
 def data_content(config: TrainingConfig) -> dict[str, list[str]]:
@@ -89,7 +98,7 @@ def check_folder(config: TrainingConfig) -> None:
             differing.append("the content of data.shards or data.validation")
         if differing and has_begun(folder):
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"{folder}: holds something else than a run; name another run=...")
 
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import opened
 
 from launchers.jobs import jobs
 from launchers.local import main
 from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import exit_on_user_error
-from pairvpr_dist.training.run_folder import open_folder
 
 PROGRAM = Path(__file__).parents[2] / "launchers" / "local.py"
 
@@ -137,7 +137,7 @@ def test_an_output_folder_that_holds_something_else(
 def test_a_stage_that_has_ended_is_not_run_again(few_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["stage1", "tiny", [f"data.shards={few_shards}", "data.places_per_batch=6", "run=out"]]
     (config,) = jobs(*arguments)  # type: ignore[arg-type]
-    PairVPR(config.model).save_pretrained(open_folder(config) / "export")
+    PairVPR(config.model).save_pretrained(opened(config) / "export")
     before = (Path("out/stage1/export/model.safetensors")).stat().st_mtime_ns
     main(["stage1", "tiny", f"data.shards={few_shards}", "data.places_per_batch=6", "run=out"])
     assert "stage1: has ended before; its model is out/stage1/export" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from launchers.processes import set_environment
 from pairvpr_dist.config import load_config
 from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.run_folder import keep_config, open_folder
 
 PLACES = 12
 SMALL = {
@@ -31,6 +32,13 @@ def overrides(stage: str, shards: Path, run: Path, changes: Sequence[str] = ()) 
 
 def small_config(stage: str, shards: Path, run: Path, changes: Sequence[str] = ()) -> TrainingConfig:
     return load_config(stage, "tiny", overrides(stage, shards, run, changes))
+
+
+def opened(config: TrainingConfig) -> Path:
+    """The stage's folder as a launcher leaves it to the workers."""
+    folder = open_folder(config)
+    keep_config(config)
+    return folder
 
 
 def run_program(name: str, processes: int, *arguments: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fault_program import BACKWARD, BETWEEN, CASES, OUTPUT, PARAMETER, PLACE, QUICK, STEP, WEIGHT, Case
-from small_runs import PLACES, log_of, overrides, run_program, small_config
+from small_runs import PLACES, log_of, opened, overrides, run_program, small_config
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pairvpr_dist.data.index import ShardSet
@@ -24,7 +24,6 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import TrainConfig
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind
 from pairvpr_dist.training.replay import inspect_replay
-from pairvpr_dist.training.run_folder import open_folder
 
 ROOT = Path(__file__).parents[2]
 DAMAGED = 5  # places of a city
@@ -242,7 +241,7 @@ def test_ranks_share_one_budget(damaged_city: Path, tmp_path: Path) -> None:
 def test_a_mistake_on_one_rank_is_all_that_is_told(
     city_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = open_folder(small_config("stage1", city_shards, tmp_path / "run", ["launch.processes=2"]))
+    folder = opened(small_config("stage1", city_shards, tmp_path / "run", ["launch.processes=2"]))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with pytest.raises(ChildFailedError) as failed:
         run_program("one_sided_program.py", 2, folder)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import PLACES, small_config
+from small_runs import PLACES, opened, small_config
 
 from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import UserError
@@ -31,15 +31,15 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_new_run_keeps_its_configuration(config: TrainingConfig) -> None:
-    folder = open_folder(config)
+    folder = opened(config)
     assert folder == stage_folder(config) == Path(config.run) / "stage1"
     assert read_config(folder) == config
     assert not is_finished(folder)
 
 
 def test_the_same_command_goes_on(config: TrainingConfig) -> None:
-    begin(open_folder(config))
-    assert open_folder(config) == stage_folder(config)
+    begin(opened(config))
+    assert opened(config) == stage_folder(config)
 
 
 @pytest.mark.parametrize(
@@ -55,30 +55,30 @@ def test_the_same_command_goes_on(config: TrainingConfig) -> None:
 def test_what_does_not_change_the_result_may_change(
     config: TrainingConfig, city_shards: Path, changes: list[str]
 ) -> None:
-    begin(open_folder(config))
+    begin(opened(config))
     changed = small_config("stage1", city_shards, Path(config.run), changes)
-    assert read_config(open_folder(changed)) == changed
+    assert read_config(opened(changed)) == changed
 
 
 def test_a_diverged_run_goes_on_with_gentler_settings_aloud(
     config: TrainingConfig, city_shards: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begin(open_folder(config))
+    begin(opened(config))
     gentler = ["optim.lr=0.0001", "optim.clip_grad_norm=0.5"]
     changed = small_config("stage1", city_shards, Path(config.run), gentler)
-    assert read_config(open_folder(changed)).optim.lr == 0.0001
+    assert read_config(opened(changed)).optim.lr == 0.0001
     assert "optim.lr was 0.001 and is 0.0001 from here on" in caplog.text
 
 
 def test_shards_count_by_content_not_by_place(config: TrainingConfig, city_shards: Path, tmp_path: Path) -> None:
-    begin(open_folder(config))
+    begin(opened(config))
     moved = tmp_path / "moved"
     shutil.copytree(city_shards, moved)
-    open_folder(small_config("stage1", moved, Path(config.run)))
+    opened(small_config("stage1", moved, Path(config.run)))
     shutil.rmtree(moved)
     build(["synthetic", "--places", str(PLACES), "--views", "4", "--size", "96", "--seed", "5", "--out", str(moved)])
     with pytest.raises(UserError, match=r"the content of data\.shards"):
-        open_folder(small_config("stage1", moved, Path(config.run)))
+        opened(small_config("stage1", moved, Path(config.run)))
 
 
 @pytest.mark.parametrize(
@@ -94,19 +94,19 @@ def test_shards_count_by_content_not_by_place(config: TrainingConfig, city_shard
 def test_another_run_is_refused_with_the_key_that_differs(
     config: TrainingConfig, city_shards: Path, change: str, told: str
 ) -> None:
-    folder = open_folder(config)
+    folder = opened(config)
     begin(folder)
     before = content(folder)
     with pytest.raises(UserError) as refused:
-        open_folder(small_config("stage1", city_shards, Path(config.run), [change]))
+        opened(small_config("stage1", city_shards, Path(config.run), [change]))
     assert f"{folder}: holds a run with other settings ({told}); name another run=..." in str(refused.value)
     assert content(folder) == before
 
 
 def test_a_run_that_never_made_a_step_may_be_corrected(config: TrainingConfig, city_shards: Path) -> None:
-    open_folder(config)
+    opened(config)
     corrected = small_config("stage1", city_shards, Path(config.run), ["optim.lr=0.5"])
-    assert read_config(open_folder(corrected)) == corrected
+    assert read_config(opened(corrected)) == corrected
 
 
 @pytest.mark.parametrize("name", ["photograph.jpg", "config.yaml"])
@@ -118,14 +118,14 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
     folder.mkdir(parents=True)
     (folder / name).write_text(text)
     with pytest.raises(UserError, match=str(folder)) as refused:
-        open_folder(config)
+        opened(config)
     assert "\n" not in str(refused.value)
     assert content(folder) == {name: text.encode()}
 
 
 def refused_at_the_door(config: TrainingConfig, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        open_folder(config)
+        opened(config)
     assert not Path(config.run).exists()
 
 
@@ -149,7 +149,7 @@ def test_batches_that_cannot_be(config: TrainingConfig, city_shards: Path) -> No
 def test_the_best_of_nothing(config: TrainingConfig) -> None:
     best = replace(config, train=replace(config.train, best_metric="validation/loss"))
     with pytest.raises(UserError, match=r"train.best_metric=validation/loss: nothing is validated; name data.valid"):
-        open_folder(best)
+        opened(best)
 
 
 def test_a_model_to_start_from_must_be_of_the_same_architecture(config: TrainingConfig, export: Path) -> None:
@@ -161,6 +161,15 @@ def test_a_model_to_start_from_must_be_of_the_same_architecture(config: Training
 
 
 def test_a_run_is_finished_when_its_model_is_there(config: TrainingConfig) -> None:
-    folder = open_folder(config)
+    folder = opened(config)
     PairVPR(config.model).save_pretrained(folder / "export")
     assert is_finished(folder)
+
+
+def test_a_second_command_does_not_change_what_the_first_one_runs(config: TrainingConfig) -> None:
+    """It has to hold the lock before it writes; the first one's processes read the file at every start."""
+    folder = opened(config)
+    begin(folder)
+    before = (folder / "config.yaml").read_bytes()
+    open_folder(replace(config, train=replace(config.train, zero_stage=3)))
+    assert (folder / "config.yaml").read_bytes() == before

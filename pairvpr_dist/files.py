@@ -76,6 +76,15 @@ def sole_owner(path: Path, remedy: str, shared: bool = False) -> Iterator[None]:
         yield
 
 
+def append_json_line(path: Path, value: dict[str, Any]) -> None:
+    """Append a line to a log in JSON; a torn line at its end stays a line of its own."""
+    with path.open("a+b") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(max(0, size - 1))
+        torn = size > 0 and log.read() != b"\n"
+        log.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
+
+
 def read_json_lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
     """The lines of a log in JSON, none where it does not exist; what a kill or a full disk has torn is left out.
 
@@ -109,7 +118,8 @@ def cut_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         end = size = len(content)
         while end > 0:
             start = content.rfind(b"\n", 0, end - 1) + 1
-            if content[end - 2 : end] == b"}\n" and keep(json.loads(content[start:end])):
+            value = _parsed(content[start:end]) if content[end - 1 : end] == b"\n" else None
+            if isinstance(value, dict) and keep(value):
                 break
             end = start
     if end < size:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pairvpr_dist.errors import UserError, exit_on_user_error, nearest
 from pairvpr_dist.files import (
+    append_json_line,
     cut_json_lines,
     new_folder,
     read_json,
@@ -228,6 +229,19 @@ def test_the_end_of_a_log_is_cut_off(steps: list[int], last: int, torn: int) -> 
         assert path.stat().st_ino == before
         assert path.read_text() == "".join(lines[: sum(step <= last for step in steps)])
         assert [line["step"] for line in read_json_lines(path)] == [step for step in steps if step <= last]
+
+
+@given(count=st.integers(0, 3), torn=st.integers(0, 30), last=st.integers(0, 4))
+def test_a_line_after_a_torn_one_is_not_lost(count: int, torn: int, last: int) -> None:
+    lines = [json.dumps({"step": step, "more": {}}) + "\n" for step in range(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        path.write_text("".join(lines) + '{"step": 9, "more": {"a": {}}}'[:torn])
+        append_json_line(path, {"step": 4})
+        whole = [*range(count), *([9] if torn == 30 else []), 4]
+        assert [line["step"] for line in read_json_lines(path)] == whole
+        cut_json_lines(path, lambda line: line["step"] < last)
+        assert [line["step"] for line in read_json_lines(path)] == list(range(min(count, last)))
 
 
 def test_only_the_end_of_a_log_is_read(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ often it is started again.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from pairvpr_dist.files import read_json_lines
+from pairvpr_dist.files import append_json_line, read_json_lines
 
 FILE = "history.jsonl"
 
@@ -40,8 +39,7 @@ def add_event(folder: Path, event: str, step: int, **facts: Any) -> None:
 
 def append_event(folder: Path, event: str, step: int, **facts: Any) -> None:
     """Append a line on whatever rank: one speaks for all where rank 0 hangs."""
-    with (folder / FILE).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"time": round(time.time(), 3), "event": event, "step": step, **facts}) + "\n")
+    append_json_line(folder / FILE, {"time": round(time.time(), 3), "event": event, "step": step, **facts})
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from torchvision.io import write_png
 
 from pairvpr_dist.costs.flops import training_flops_per_place
 from pairvpr_dist.distributed import rank, sum_over_ranks, world_size
-from pairvpr_dist.files import cut_json_lines, replaced_when_done
+from pairvpr_dist.files import append_json_line, cut_json_lines, replaced_when_done
 from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.history import REWOUND, STARTED, read_history
@@ -118,8 +118,7 @@ class _Log:
 
     def write(self, step: int, line: dict[str, float]) -> None:
         finite = {name: value for name, value in line.items() if math.isfinite(value)}  # JSON knows no other
-        with (self._folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step, **finite}) + "\n")
+        append_json_line(self._folder / "metrics.jsonl", {"step": step, **finite})
         for name, value in finite.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()  # else a kill would lose two minutes of it, which the run will not do again

@@ -7,7 +7,6 @@ before `ENOUGH` of them were seen, none is. What is not finite is left to the gu
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pairvpr_dist.distributed import gather, gather_objects, rank, world_size
-from pairvpr_dist.files import cut_json_lines
+from pairvpr_dist.files import append_json_line, cut_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +101,8 @@ class SpikeWatch:
                 self._tell(spikes)
 
     def _tell(self, spikes: list[Spike]) -> None:
-        with self._path.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(asdict(spike)) + "\n" for spike in spikes)
+        for spike in spikes:
+            append_json_line(self._path, asdict(spike))
         worst = max(spikes, key=lambda spike: spike.loss)
         log.warning(
             "loss spike at step %d: %.4g where %.4g is usual; highest on rank %d (%.4g), places %s%s",

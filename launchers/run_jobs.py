@@ -40,21 +40,30 @@ class Submitted:
         return [Path(self.record["logs"]) / f"{name}.{kind}" for kind in ("out", "err")]
 
 
+def all_jobs(run: Path) -> list[Submitted]:
+    """Every job of a run, the oldest first; none where nothing was submitted."""
+    return [
+        Submitted(run, line["stage"], str(line["job_id"]), line.get("dependency"), line)
+        for line in read_json_lines(run / FILE)
+    ]
+
+
 def read_jobs(run: Path) -> list[Submitted]:
     """The newest job of each stage of a run, in the order of the stages; none where nothing was submitted."""
-    newest = {
-        line["stage"]: Submitted(run, line["stage"], str(line["job_id"]), line.get("dependency"), line)
-        for line in read_json_lines(run / FILE)
-    }
+    newest = {job.stage: job for job in all_jobs(run)}
     return sorted(newest.values(), key=lambda job: PIPELINE.index(job.stage))
 
 
 def need_jobs(run: Path) -> list[Submitted]:
     """The same, of a run that must have been submitted."""
-    jobs = read_jobs(run)
-    if not jobs:
+    check_submitted(run)
+    return read_jobs(run)
+
+
+def check_submitted(run: Path) -> None:
+    """That a run was submitted. Raises `UserError`."""
+    if not all_jobs(run):
         raise UserError(f"{run / FILE}: no such file; name a run folder that launchers/slurm.py submitted")
-    return jobs
 
 
 def runs_named(path: Path) -> list[Path]:

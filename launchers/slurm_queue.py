@@ -79,9 +79,9 @@ def parse_accounts(text: str, ids: Sequence[str]) -> dict[str, Job]:
     return {name: Job(state.split()[0], parse_time(start)) for name, state, start in rows if name in ids and state}
 
 
-def cancel_job(name: str) -> None:
-    """Take a job out of the queue, running or not."""
-    ask(["scancel", name], refused="Invalid job id")
+def cancel_jobs(*names: str) -> None:
+    """Take jobs out of the queue, running or not."""
+    ask(["scancel", *names], refused="Invalid job id")
 
 
 def ask(command: Sequence[str], refused: str | None = None) -> str:

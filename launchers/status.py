@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launchers.run_jobs import Submitted, need_jobs, read_jobs, runs_below, runs_named
-from launchers.slurm_queue import Job, SlurmError, cancel_job, jobs_by_id
+from launchers.run_jobs import Submitted, all_jobs, check_submitted, need_jobs, read_jobs, runs_below, runs_named
+from launchers.slurm_queue import Job, SlurmError, cancel_jobs, jobs_by_id
 from pairvpr_dist.errors import UserError
 
 REDRAW = 5.0  # seconds between two looks at queue and folders
@@ -115,9 +115,9 @@ def cancel(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
 
     def end(args: argparse.Namespace) -> None:
-        waiting = [found for run in runs_named(args.run) for found in in_queue(need_jobs(run))]
+        waiting = [found for run in runs_named(args.run) for found in in_queue(run)]
         for submitted, job in reversed(waiting):  # what waits for another first, so that it does not begin meanwhile
-            cancel_job(submitted.job_id)
+            cancel_jobs(submitted.job_id)
             print(f"cancelled {submitted.stage} {submitted.job_id} ({job.state.lower()})")
         if not waiting:
             print(f"{args.run}: no job of it is in the queue")
@@ -135,7 +135,7 @@ def resume(parser: argparse.ArgumentParser) -> Run:
     def submit_again(args: argparse.Namespace) -> None:
         runs = runs_named(args.run)
         for run in runs:
-            for submitted, job in in_queue(need_jobs(run)):
+            for submitted, job in in_queue(run):
                 raise UserError(
                     f"{run}: {submitted.stage} {submitted.job_id} is in the queue ({job.state.lower()}); "
                     "wait for it, or cancel the run first"
@@ -149,8 +149,10 @@ def resume(parser: argparse.ArgumentParser) -> Run:
     return submit_again
 
 
-def in_queue(jobs: Sequence[Submitted]) -> Iterator[tuple[Submitted, Job]]:
-    """The jobs of a run that will run or have not quite ended."""
+def in_queue(run: Path) -> Iterator[tuple[Submitted, Job]]:
+    """The jobs of a run that will run or have not quite ended, whichever submission they are of."""
+    check_submitted(run)
+    jobs = all_jobs(run)
     known = jobs_by_id(job.job_id for job in jobs)
     for submitted in jobs:
         job = known.get(submitted.job_id)

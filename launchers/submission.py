@@ -6,13 +6,13 @@ waits for the one before it. The same command, or `resume`, submits what has not
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -23,43 +23,76 @@ from launchers.job_script import StageJob
 from launchers.planning import Plan, Point, Request, has_ended, make_plan
 from launchers.run_jobs import FILE, Submitted, need_jobs
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import append_json_line, sole_owner
 
 
 def submit(plan: Plan) -> list[list[Submitted]]:
     """Submit the stages that have not ended, each after the one before it; what was submitted, by stage and point.
 
-    Raises `UserError` when SLURM refuses one: then none is left in the queue.
+    Raises `UserError` when SLURM refuses one, or when these runs are in the queue or are being submitted. Whatever
+    ends it early, none of its jobs is left in the queue.
     """
     from submitit.core.utils import FailedJobError
 
-    from launchers.slurm_queue import cancel_job
+    from launchers.admission import check_queue
+    from launchers.slurm_queue import cancel_jobs
     from launchers.snapshot import take_snapshot
 
-    snapshot = take_snapshot(plan.base)
-    submitted: list[list[Submitted]] = []
-    for stage in plan.stages:
-        if all(map(has_ended, stage)):
-            continue
+    with held(plan):
+        check_queue(plan)  # of two submissions at once, the other may have been first
+        snapshot = take_snapshot(plan.base)
+        submitted: list[list[Submitted]] = []
+        ids: list[str] = []
         try:
-            submitted.append(_submit_stage(plan, stage, snapshot, submitted[-1] if submitted else None))
-        except FailedJobError as error:
-            for earlier in (job for jobs in submitted for job in jobs):
-                cancel_job(earlier.job_id)
+            for stage in plan.stages:
+                if not all(map(has_ended, stage)):
+                    submitted.append(_submit_stage(plan, stage, snapshot, submitted[-1] if submitted else None, ids))
+        except BaseException as error:
+            if ids:
+                cancel_jobs(*ids)
+            if not isinstance(error, FailedJobError):
+                raise
             refusal = " ".join(re.sub(r"sbatch: (error: )?", "", str(error)).split())
             raise UserError(f"{stage[0].config.stage}: SLURM refused the job: {refusal}") from None
     return submitted
 
 
+@contextmanager
+def held(plan: Plan) -> Iterator[None]:
+    """Keep other submissions of the same runs out of the block. Raises `UserError` where one is under way."""
+    with ExitStack() as locks:
+        for folder in sorted({plan.base, *(point.run for point in plan.points)}):
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(sole_owner(folder / "submit.lock", "it is being submitted; see what status tells"))
+        yield
+
+
+@contextmanager
+def interrupt_after() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended: sbatch's answer names the job that must be cancelled."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 def _submit_stage(
-    plan: Plan, stage: Sequence[StageJob], snapshot: Path, before: Sequence[Submitted] | None
+    plan: Plan, stage: Sequence[StageJob], snapshot: Path, before: Sequence[Submitted] | None, ids: list[str]
 ) -> list[Submitted]:
+    """Submit a stage of every point; `ids` takes the numbers of its jobs as soon as they are known."""
     from launchers.job_script import executor, log_folder
     from launchers.task import StageTask
 
     dependency = dependency_on([job.job_id for job in before]) if before else None
     writer = executor(stage, plan.base, snapshot, dependency)
-    with redirect_stderr(StringIO()), writer.batch():  # what sbatch says comes with the exception too
-        tickets = [writer.submit(StageTask(job.config)) for job in stage]
+    with interrupt_after():
+        with redirect_stderr(StringIO()), writer.batch():  # what sbatch says comes with the exception too
+            tickets = [writer.submit(StageTask(job.config)) for job in stage]
+        ids += [str(ticket.job_id) for ticket in tickets]
     return [
         _record(point, job, {
             "time": round(time.time(), 3), "stage": job.config.stage, "size": job.config.size,
@@ -80,9 +113,7 @@ def dependency_on(ids: Sequence[str]) -> str:
 
 def _record(point: Point, job: StageJob, line: dict[str, Any]) -> Submitted:
     """Append a job to its run's list."""
-    point.run.mkdir(parents=True, exist_ok=True)
-    with (point.run / FILE).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
+    append_json_line(point.run / FILE, line)
     return Submitted(point.run, job.config.stage, line["job_id"], line["dependency"], line)
 
 

@@ -1,11 +1,83 @@
-"""Jobs of a run that wait for each other. What SLURM does with them is in tests/slurm."""
+"""Jobs of a run that wait for each other, and none twice. What SLURM does with them is in tests/slurm."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from launchers.run_jobs import Submitted
-from launchers.submission import dependency_on, told
+import pytest
+from slurm_programs import SlurmPrograms
+from submitit.core.utils import FailedSubmissionError
+from submitted_runs import record
+
+from launchers.admission import check_queue
+from launchers.planning import Plan, Request, make_plan
+from launchers.run_jobs import Submitted, all_jobs
+from launchers.status import main as look_after
+from launchers.submission import dependency_on, submit, told
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import sole_owner
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmPrograms:
+    programs = SlurmPrograms(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{programs.folder}:{os.environ['PATH']}")
+    return programs
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(Request("pipeline", "tiny", ("data.shards=here", "eval.data=there", f"run={tmp_path}/run")))
+
+
+def test_a_chain_is_a_line_a_job(slurm: SlurmPrograms, plan: Plan) -> None:
+    assert [job.job_id for (job,) in submit(plan)] == ["1", "2", "3"]
+    assert [(job.stage, job.job_id, job.dependency) for job in all_jobs(plan.base)] == [
+        ("stage1", "1", None), ("stage2", "2", "1"), ("eval", "3", "2"),
+    ]  # fmt: skip
+    assert slurm.cancelled == []
+
+
+def test_of_two_submissions_at_once_one_is_refused(slurm: SlurmPrograms, plan: Plan) -> None:
+    plan.base.mkdir()
+    with sole_owner(plan.base / "submit.lock", ""), pytest.raises(UserError, match="is being submitted"):
+        submit(plan)
+    record(plan.base, "stage1", "7")
+    slurm.run("7")
+    with pytest.raises(UserError, match="job 7 in the queue"):
+        submit(plan)
+    assert slurm.submitted == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "raised", "cancelled"),
+    [
+        ("kill -INT $PPID", KeyboardInterrupt, ["1", "2"]),
+        ("rm {run}/jobs.jsonl; mkdir {run}/jobs.jsonl", IsADirectoryError, ["1", "2"]),  # the line cannot be written
+        ("echo nonsense; exit 0", FailedSubmissionError, ["1"]),
+        ("echo sbatch: error: no account >&2; exit 1", UserError, ["1"]),
+    ],
+)
+def test_whatever_ends_a_submission_leaves_no_job(
+    second: str, raised: type[BaseException], cancelled: list[str], slurm: SlurmPrograms, plan: Plan
+) -> None:
+    slurm.write("sbatch", f"if [ $job = 2 ]; then {second.format(run=plan.base)}; fi")
+    with pytest.raises(raised):
+        submit(plan)
+    assert slurm.submitted == 2
+    assert slurm.cancelled == cancelled
+
+
+def test_an_older_job_of_a_stage_is_not_overlooked(slurm: SlurmPrograms, plan: Plan) -> None:
+    record(plan.base, "stage1", "7")
+    record(plan.base, "stage1", "8")
+    slurm.run("7")
+    with pytest.raises(UserError, match="job 7 in the queue"):
+        check_queue(plan)
+    slurm.run("7", "8")
+    look_after(["cancel", str(plan.base)])
+    assert slurm.cancelled == ["8", "7"]
 
 
 def test_a_stage_waits_for_the_one_before_it() -> None:

@@ -74,7 +74,7 @@ def check_stages(stages: Sequence[StageJob]) -> None:
     from launchers.processes import choose_accelerator
 
     choose_accelerator()
-    from pairvpr_dist.training.run_folder import check_data, check_folder, check_model
+    from pairvpr_dist.training.run_folder import check_data, check_folder, check_model, check_shares
     from pairvpr_dist.training.weights_and_biases import check_wandb
 
     for config in checkable([job.config for job in stages]):
@@ -82,6 +82,7 @@ def check_stages(stages: Sequence[StageJob]) -> None:
             if config.eval.data:
                 check_evaluation(config)
             continue
+        check_shares(config)
         if config.data.shards:
             check_folder(config)
             check_data(config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launchers.admission import GB, CheckpointPlan, check_partitions, check_plan, checkpoint_plan, room
+from launchers.admission import GB, CheckpointPlan, check_partitions, check_plan, check_queue, checkpoint_plan, room
 from launchers.job_script import StageJob, executor
 from launchers.jobs import STAGE_NAMES
 from launchers.planning import Plan
@@ -33,13 +33,17 @@ def open_keys(stage: str) -> list[str]:
 
 def describe(plan: Plan) -> str:
     """All of it, a section a stage; of a sweep the first point's. Raises `UserError`."""
-    check_plan(plan)
     sections = []
     try:
+        check_queue(plan)
         check_partitions(plan)
     except SlurmError as error:
-        sections.append(f"# partitions are not checked: {error}\n")
-    for stage in plan.stages:
+        sections.append(f"# queue and partitions are not checked: {error}\n")
+    check_plan(plan)
+    left = plan.stages_left
+    if ended := [stage[0].config.stage for stage in plan.stages if stage not in left]:
+        sections.append(f"# not submitted, because ended: {', '.join(ended)}\n")
+    for stage in left:
         sections += [heading("job script", stage), script(plan, stage)]
         sections += [heading("configuration", stage), resolved(stage[0].config)]
         sections += [heading("plan", stage), *planned(stage)]
@@ -55,9 +59,9 @@ def heading(what: str, stage: Sequence[StageJob]) -> str:
 
 def script(plan: Plan, stage: Sequence[StageJob]) -> str:
     """The job script; digest of the code and number of the job before are not known yet."""
-    before = plan.stages.index(list(stage))
+    before = plan.stages_left.index(list(stage))
     kind = "aftercorr" if len(stage) > 1 else "afterok"
-    waits = f"{kind}:{plan.stages[before - 1][0].config.stage.upper()}" if before else None
+    waits = f"{kind}:{plan.stages_left[before - 1][0].config.stage.upper()}" if before else None
     return executor(stage, plan.base, plan.base.absolute() / "code" / "DIGEST", waits).text(len(stage)) + "\n"
 
 

@@ -63,6 +63,11 @@ class Plan:
         """The jobs of each stage, one for every point."""
         return [list(stage) for stage in zip(*(point.stages for point in self.points), strict=True)]
 
+    @property
+    def stages_left(self) -> list[list[StageJob]]:
+        """Those that have not ended at every point: what is submitted."""
+        return [stage for stage in self.stages if not all(map(has_ended, stage))]
+
 
 def make_plan(request: Request, open_keys: Sequence[str] = ()) -> Plan:
     """The configurations and profiles of a request. `open_keys`: overrides that any other comes before. `UserError`."""

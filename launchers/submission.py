@@ -20,7 +20,7 @@ from typing import Any
 
 from launchers.cluster import profile_from
 from launchers.job_script import StageJob
-from launchers.planning import Plan, Point, Request, has_ended, make_plan
+from launchers.planning import Plan, Point, Request, make_plan
 from launchers.run_jobs import FILE, Submitted, need_jobs
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import append_json_line, sole_owner
@@ -44,9 +44,8 @@ def submit(plan: Plan) -> list[list[Submitted]]:
         submitted: list[list[Submitted]] = []
         ids: list[str] = []
         try:
-            for stage in plan.stages:
-                if not all(map(has_ended, stage)):
-                    submitted.append(_submit_stage(plan, stage, snapshot, submitted[-1] if submitted else None, ids))
+            for stage in plan.stages_left:
+                submitted.append(_submit_stage(plan, stage, snapshot, submitted[-1] if submitted else None, ids))
         except BaseException as error:
             if ids:
                 cancel_jobs(*ids)

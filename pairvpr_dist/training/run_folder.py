@@ -27,6 +27,7 @@ from yaml import YAMLError
 from pairvpr_dist.config import STAGES, config_from_dict, to_dict, to_yaml
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
+from pairvpr_dist.data.plan import rank_columns
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
@@ -127,12 +128,19 @@ def check(config: TrainingConfig) -> None:
 
 def check_data(config: TrainingConfig) -> None:
     """That the shards are there and a batch can be dealt out over the processes."""
+    check_shares(config)
     processes = config.launch.processes
     EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
     if config.data.validation:
         validation_loader(config, 0, processes)
     elif config.train.best_metric:
         raise UserError(f"train.best_metric={config.train.best_metric}: nothing is validated; name data.validation=...")
+
+
+def check_shares(config: TrainingConfig) -> None:
+    """That a batch can be dealt out over the processes; needs no shards."""
+    processes = config.launch.processes
+    rank_columns(config.data.places_per_batch, 0, processes)
     if config.stage == "stage2" and config.data.places_per_batch // processes < 2:
         raise UserError(
             f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from slurm_programs import SlurmPrograms
+from submitted_runs import begin, end, record
 
 from launchers.admission import checkpoint_plan
 from launchers.dry_run import open_keys
@@ -103,6 +105,26 @@ def test_a_pipeline_shows_three_jobs_that_wait_for_each_other(capsys: pytest.Cap
     assert configs["eval"]["launch"]["processes"] == 1
 
 
+def test_a_stage_that_has_ended_is_not_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end(begin(tmp_path / "run", "stage1", None))
+    told = dry_run(capsys, "pipeline", "tiny", f"run={tmp_path}/run", "stage2.init.model=null")
+    assert "# not submitted, because ended: stage1\n" in told
+    assert re.findall(r"^# job script of (\w+),", told, re.MULTILINE) == ["stage2", "eval"]
+    assert re.findall(r"--dependency=(\S+)", told) == ["afterok:STAGE2"]
+
+
+def test_a_run_in_the_queue_is_not_shown_as_if_it_could_be_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = SlurmPrograms(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{slurm.folder}:/usr/bin:/bin")
+    record(tmp_path / "run", "stage1", "7")
+    slurm.run("7")
+    assert "job 7 in the queue" in refuse(capsys, "stage1", "tiny", f"run={tmp_path}/run", "--dry-run")
+    slurm.run()
+    assert "not checked" not in dry_run(capsys, "stage1", "tiny", f"run={tmp_path}/run")
+
+
 def test_a_sweep_shows_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
     told = dry_run(capsys, "stage1", "tiny", "run=runs/s", "--array", "seed=1,2", "--array", "optim.lr=1e-3,2e-3")
     assert "#SBATCH --array=0-3%4" in told
@@ -153,6 +175,11 @@ def test_a_batch_that_cannot_be_dealt_out(few_shards: Path, capsys: pytest.Captu
     given = ["stage1", "tiny", f"data.shards={few_shards}", "data.places_per_batch=6"]
     assert "must be a multiple of the 4 processes" in refuse(capsys, *given, "--dry-run")
     assert "steps " in dry_run(capsys, *given, "cluster.gpus_per_node=3")
+    assert "must be a multiple of the 16 processes" in refuse(
+        capsys, "stage2", "vitl", "--cluster", "h100x8", "--dry-run"
+    )
+    alone = refuse(capsys, "stage2", "tiny", "data.places_per_batch=4", "--dry-run")
+    assert "at least 2 places a process" in alone
 
 
 def test_shards_by_the_name_of_a_data_set(few_shards: Path, capsys: pytest.CaptureFixture[str],

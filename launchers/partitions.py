@@ -15,6 +15,7 @@ from pairvpr_dist.errors import UserError, nearest
 
 # Partition (the default one has a star), nodes, CPUs and MB of each, longest time, generic resources.
 FORMAT = "%P|%D|%c|%m|%l|%G"
+FACTORS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ def parse_partitions(text: str) -> list[Nodes]:
 
 
 def number(text: str) -> int:
-    """`96`, or `96+` where nodes have 96 and more. Pure."""
-    return int(text.rstrip("+"))
+    """`96`, `96+` where nodes have 96 and more, or `1K` for 1024. Pure."""
+    text = text.rstrip("+")
+    factor = FACTORS.get(text[-1], 1)
+    return round(float(text.rstrip("KMG")) * factor)
 
 
 def hours(text: str) -> float | None:
@@ -78,23 +81,34 @@ def gpus(text: str) -> int:
 
 def check_partition(profile: ClusterProfile, offered: Sequence[Nodes]) -> None:
     """Raises `UserError` where a job of the profile could never start. Pure."""
-    names = {nodes.partition for nodes in offered}
-    if profile.partition is not None and profile.partition not in names:
-        raise UserError(f"cluster.partition={profile.partition}: SLURM has none of that name; "
-                        f"{nearest(profile.partition, names)}")  # fmt: skip
-    its = [nodes for nodes in offered
-           if nodes.partition == profile.partition or (profile.partition is None and nodes.is_default)]  # fmt: skip
-    if not its:
-        raise UserError(f"cluster.partition: none given, and SLURM has no default; known: {', '.join(sorted(names))}")
-    limit, name = its[0].hours, its[0].partition
+    names = sorted({nodes.partition for nodes in offered})
+    asked = profile.partition.split(",") if profile.partition is not None else defaults(offered)
+    for name in asked:
+        if name not in names:
+            raise UserError(f"cluster.partition={name}: SLURM has none of that name; {nearest(name, names)}")
+    if not asked:
+        raise UserError(f"cluster.partition: none given, and SLURM has no default; known: {', '.join(names)}")
+    faults = [fault(profile, name, [nodes for nodes in offered if nodes.partition == name]) for name in asked]
+    if all(faults):  # SLURM takes whichever of them is free first
+        raise UserError(str(faults[0]))
+
+
+def defaults(offered: Sequence[Nodes]) -> list[str]:
+    """The partition of jobs that name none; SLURM may have no such one. Pure."""
+    return sorted({nodes.partition for nodes in offered if nodes.is_default})
+
+
+def fault(profile: ClusterProfile, name: str, its: Sequence[Nodes]) -> str | None:
+    """Why a job of the profile can never start in a partition of these nodes; none where it can. Pure."""
+    limit = its[0].hours
     if limit is not None and profile.hours > limit:
-        raise UserError(f"cluster.hours={profile.hours:g}: partition {name} ends jobs after {limit:g}; "
-                        "a run goes on in the next one, so ask for less")  # fmt: skip
-    fitting = sum(nodes.count for nodes in its if nodes.suit(profile))
-    if fitting < profile.nodes:
-        asked = f"{profile.nodes} nodes with {profile.tasks_on_node * profile.cpus_per_task} CPUs"
-        asked += f", {profile.gpus_per_node} GPUs" if profile.gpus_per_node else ""
-        asked += f", {profile.memory_gb:g} GB" if profile.memory_gb else ""
-        have = "; ".join(map(str, its))
-        raise UserError(f"cluster.nodes={profile.nodes}: {asked} are asked for, and partition {name} has {have}; "
-                        "ask for less or name another cluster.partition")  # fmt: skip
+        return (f"cluster.hours={profile.hours:g}: partition {name} ends jobs after {limit:g}; "
+                "a run goes on in the next one, so ask for less")  # fmt: skip
+    if sum(nodes.count for nodes in its if nodes.suit(profile)) >= profile.nodes:
+        return None
+    asked = f"{profile.nodes} nodes with {profile.tasks_on_node * profile.cpus_per_task} CPUs"
+    asked += f", {profile.gpus_per_node} GPUs" if profile.gpus_per_node else ""
+    asked += f", {profile.memory_gb:g} GB" if profile.memory_gb else ""
+    have = "; ".join(map(str, its))
+    return (f"cluster.nodes={profile.nodes}: {asked} are asked for, and partition {name} has {have}; "
+            "ask for less or name another cluster.partition")  # fmt: skip

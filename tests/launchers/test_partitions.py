@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launchers.cluster import load_profile
-from launchers.partitions import check_partition, gpus, hours, parse_partitions
+from launchers.partitions import check_partition, gpus, hours, number, parse_partitions
 from pairvpr_dist.errors import UserError
 
 # As SLURM prints it with partitions.FORMAT.
@@ -35,8 +35,16 @@ def test_gpus_of_a_node(text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"), [("96", 96), ("96+", 96), ("1K", 1024), ("1.5K+", 1536), ("2M", 2 << 20), ("0", 0)]
+)
+def test_numbers(text: str, value: int) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
     "asked",
     [
+        ["partition=debug,gpu", "hours=24"],  # one of them fits
         ["partition=gpu", "nodes=6", "gpus_per_node=8"],
         ["nodes=8", "gpus_per_node=4"],  # the default partition, both kinds of nodes
         ["partition=cpu", "gpus_per_node=0", "nodes=40", "hours=1000"],
@@ -58,6 +66,8 @@ def test_what_can_start_passes(asked: list[str]) -> None:
         (["memory_gb=1100"], "1100 GB"),
         (["partition=cpu"], "4 GPUs are asked for, and partition cpu"),
         (["hours=49"], "cluster.hours=49: partition gpu ends jobs after 48"),
+        (["partition=gpu,gpus"], "cluster.partition=gpus: SLURM has none of that name"),
+        (["partition=debug,cpu"], "cluster.hours=24: partition debug ends jobs after 0.5"),
         (["partition=debug", "gpus_per_node=0"], "partition debug ends jobs after 0.5"),
     ],
 )

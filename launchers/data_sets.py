@@ -6,6 +6,7 @@ Contract: such a file has a section a stage, with `shards` and, where they diffe
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -49,4 +50,9 @@ def _written_out(stage: str, name: str) -> list[str]:
 
 
 def _yaml_list(values: Sequence[object]) -> str:
-    return "[" + ",".join(f"'{value}'" if isinstance(value, str) else str(value) for value in values) + "]"
+    return f"[{','.join(quoted(value) if isinstance(value, str) else str(value) for value in values)}]"
+
+
+def quoted(text: str) -> str:
+    """A text as a value of an override, whatever YAML would take its letters for. Pure."""
+    return json.dumps(text, ensure_ascii=False)

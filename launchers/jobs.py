@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launchers.data_sets import with_data_sets
+from launchers.data_sets import quoted, with_data_sets
 from pairvpr_dist.config import has_key, load_config
 from pairvpr_dist.errors import UserError, nearest
 
@@ -20,8 +20,7 @@ STAGE_NAMES = (*PIPELINE, "pipeline")
 
 def jobs(stage: str, size: str, overrides: Sequence[str]) -> list[Any]:
     """The configurations to run one after another. `UserError` for an unknown stage, size or key."""
-    if stage not in STAGE_NAMES:
-        raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGE_NAMES)}")
+    check_stage_name(stage)
     overrides = with_data_sets(stage, overrides)
     if stage != "pipeline":
         return [load_config(stage, size, overrides)]
@@ -31,10 +30,16 @@ def jobs(stage: str, size: str, overrides: Sequence[str]) -> list[Any]:
             routed[name].append(text)
     stage1 = load_config("stage1", size, routed["stage1"])
     links = {
-        "stage2": f"init.model={stage1.run}/stage1/export",
-        "eval": f"eval.model={stage1.run}/stage2/export",
+        "stage2": f"init.model={quoted(f'{stage1.run}/stage1/export')}",
+        "eval": f"eval.model={quoted(f'{stage1.run}/stage2/export')}",
     }
     return [stage1, *(load_config(name, size, [link, *routed[name]]) for name, link in links.items())]
+
+
+def check_stage_name(stage: str) -> None:
+    """That a stage, or a pipeline of all, has this name. Raises `UserError`."""
+    if stage not in STAGE_NAMES:
+        raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGE_NAMES)}")
 
 
 def _route(override: str) -> dict[str, str]:

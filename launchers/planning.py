@@ -5,7 +5,6 @@ Contract: nothing is written and SLURM is not asked. All runs of a plan have the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +12,9 @@ from itertools import product
 from pathlib import Path
 
 from launchers.cluster import ClusterProfile, load_profile, profile_from
+from launchers.data_sets import quoted
 from launchers.job_script import StageJob
-from launchers.jobs import PIPELINE, jobs
+from launchers.jobs import PIPELINE, check_stage_name, jobs
 from launchers.run_jobs import FILE
 from pairvpr_dist.config import has_key
 from pairvpr_dist.errors import UserError
@@ -71,6 +71,7 @@ class Plan:
 
 def make_plan(request: Request, open_keys: Sequence[str] = ()) -> Plan:
     """The configurations and profiles of a request. `open_keys`: overrides that any other comes before. `UserError`."""
+    check_stage_name(request.stage)
     given, of_cluster = split_cluster_keys(request.overrides)
     if own := [text for text in given if text.partition("=")[0].endswith("launch.processes")]:
         raise UserError(f"{own[0]}: a job has a process for each GPU or task of the cluster profile; "
@@ -84,7 +85,7 @@ def make_plan(request: Request, open_keys: Sequence[str] = ()) -> Plan:
     base = Path(jobs(request.stage, request.size, first)[0].run)
     points = []
     for values in product(*request.sweep):
-        run = f"run={json.dumps(str(base / point_name(values)), ensure_ascii=False)}"
+        run = f"run={quoted(str(base / point_name(values)))}"
         points.append(Point((*given, *values, run), stage_jobs(request, [*first, *values, run], of_cluster)))
     if len({point.run for point in points}) < len(points):
         raise UserError("--array: two points would have the same run folder; give each value once")

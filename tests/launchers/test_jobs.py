@@ -36,6 +36,13 @@ def test_a_run_is_named_by_its_size_unless_told() -> None:
     assert stage2.init.model == "runs/vitl/stage1/export"
 
 
+def test_a_run_may_have_any_name() -> None:
+    stage1, stage2, evaluation = jobs("pipeline", "tiny", [*GIVEN, 'run="/tmp/a: b #c\'s"'])
+    assert stage1.run == "/tmp/a: b #c's"
+    assert stage2.init.model == "/tmp/a: b #c's/stage1/export"
+    assert evaluation.eval.model == "/tmp/a: b #c's/stage2/export"
+
+
 def test_an_override_goes_to_every_stage_that_knows_its_key() -> None:
     stage1, stage2, evaluation = jobs("pipeline", "tiny", [*GIVEN, "train.zero_stage=1", "seed=5", "eval.top_k=20"])
     assert stage1.train.zero_stage == stage2.train.zero_stage == 1

@@ -86,6 +86,7 @@ def test_a_sweep_of_a_pipeline_keeps_its_points_apart() -> None:
     [
         (Request("stage1", "tiny"), "data.shards=..."),
         (Request("stage3", "tiny"), "stage 'stage3' is unknown"),
+        (Request("stage3", "tiny", cluster="h100x8"), "stage 'stage3' is unknown"),  # a profile with overrides
         (Request("stage1", "tiny", (*GIVEN[:1], "launch.processes=3")), "give cluster.nodes="),
         (Request("pipeline", "tiny", (*GIVEN, "stage2.launch.processes=3")), "give cluster.nodes="),
         (Request("stage1", "tiny", (*GIVEN[:1], "cluster.node=3")), "did you mean 'nodes'?"),

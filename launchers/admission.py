@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,9 @@ def admit(plan: Plan) -> None:
     """Raises `UserError` for what cannot work; the plan may then be submitted."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch: not on this machine; submit on a login node, or look with --dry-run")
+    check_queue(plan)  # first: a job that runs changes what lies in its folder
     check_plan(plan)
     check_partitions(plan)
-    check_queue(plan)
 
 
 def check_plan(plan: Plan) -> None:
@@ -147,8 +147,13 @@ def room(folder: Path) -> int:
 
 
 def bytes_below(folder: Path) -> int:
-    """What a folder takes now."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What a folder takes now; a run that works there may remove what was just seen."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 
 def check_queue(plan: Plan) -> None:

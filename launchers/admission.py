@@ -15,8 +15,7 @@ from pathlib import Path
 
 from launchers.job_script import StageJob, check_path
 from launchers.planning import Plan, has_ended
-from launchers.run_jobs import all_jobs
-from launchers.slurm_queue import jobs_by_id
+from launchers.run_jobs import all_jobs, queue_of
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import EvalRunConfig, TrainingConfig
 
@@ -159,10 +158,9 @@ def bytes_below(folder: Path) -> int:
 def check_queue(plan: Plan) -> None:
     """That no job of these runs is in the queue: two would wait for each other."""
     submitted = [job for point in plan.points for job in all_jobs(point.run)]
-    known = jobs_by_id(job.job_id for job in submitted)
-    for job in submitted:
-        if job.job_id in known and known[job.job_id].in_queue:
+    for job, known in queue_of(submitted):
+        if known.in_queue:
             raise UserError(
-                f"{job.run}: {job.stage} is job {job.job_id} in the queue ({known[job.job_id].state.lower()}); "
+                f"{job.run}: {job.stage} is job {job.job_id} in the queue ({known.state.lower()}); "
                 f"let it end, or first: python launchers/slurm.py cancel {job.run}"
             )

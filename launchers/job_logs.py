@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launchers.run_jobs import Submitted
-from launchers.slurm_queue import Job, jobs_by_id
+from launchers.run_jobs import Submitted, queue_of
+from launchers.slurm_queue import Job
 from pairvpr_dist.errors import UserError
 
 ASK_QUEUE = 10.0  # seconds between two questions to SLURM
@@ -40,11 +40,16 @@ def follow(jobs: Sequence[Submitted], rank: int, poll: float) -> None:
     """Print what comes, from the last stage that has begun on, until no job of the run is in the queue."""
     first = last_begun(jobs, rank)
     left = list(jobs if first is None else jobs[jobs.index(first) :])
-    known = jobs_by_id(job.job_id for job in left)
+    known = by_id(left)
     while left:
         Tail(left[0], rank, poll).follow(known)
         left = left[1:]
-        known = jobs_by_id(job.job_id for job in left)
+        known = by_id(left)
+
+
+def by_id(jobs: Sequence[Submitted]) -> dict[str, Job]:
+    """What SLURM knows of jobs."""
+    return {submitted.job_id: job for submitted, job in queue_of(jobs)}
 
 
 class Tail:
@@ -73,7 +78,7 @@ class Tail:
                 return
             time.sleep(self._poll)
             if time.monotonic() - asked > ASK_QUEUE:
-                known, asked = jobs_by_id([self._job.job_id]), time.monotonic()
+                known, asked = by_id([self._job]), time.monotonic()
 
     def _print_new(self) -> bool:
         """Print the whole lines that have come; whether there were any."""

@@ -5,6 +5,7 @@ Contract: every answer is that of this moment. `SlurmError` where SLURM is not h
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -77,6 +78,14 @@ def parse_accounts(text: str, ids: Sequence[str]) -> dict[str, Job]:
     """The jobs in lines of sacct: `12|CANCELLED by 1000|2026-11-21T10:00:00`. Pure."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
     return {name: Job(state.split()[0], parse_time(start)) for name, state, start in rows if name in ids and state}
+
+
+def cluster_name() -> str:
+    """SLURM's name of its cluster: numbers of jobs mean nothing on another one."""
+    told = re.search(r"^ClusterName\s*=\s*(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
+    if told is None:
+        raise SlurmError("scontrol show config: tells no ClusterName; set it in slurm.conf")
+    return told[1]
 
 
 def cancel_jobs(*names: str) -> None:

@@ -10,11 +10,21 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launchers.run_jobs import Submitted, all_jobs, check_submitted, need_jobs, read_jobs, runs_below, runs_named
+from launchers.run_jobs import (
+    Submitted,
+    all_jobs,
+    check_submitted,
+    need_jobs,
+    queue_of,
+    read_jobs,
+    runs_below,
+    runs_named,
+    this_cluster,
+)
 from launchers.slurm_queue import Job, SlurmError, cancel_jobs, jobs_by_id
 from pairvpr_dist.errors import UserError
 
@@ -76,14 +86,16 @@ def drawn(named: Sequence[Path]) -> str:
     runs = [run for path in named for run in runs_named(path)] if named else runs_below(Path("runs"))
     if not runs:
         raise UserError("runs: no run below it was submitted; name a run folder")
-    ids = [job.job_id for run in runs for job in read_jobs(run)]
+    jobs = [job for run in runs for job in read_jobs(run)]
     known: Mapping[str, Job] | None = None
+    here = None
     note = ""
     try:
-        known = jobs_by_id(ids)
+        here = this_cluster(jobs)
+        known = jobs_by_id(job.job_id for job in jobs if job.is_of(here))
     except SlurmError as error:
         note = f"\nas the folders tell; {error}"
-    return table([row for run in runs for row in statuses(run, known)]) + note
+    return table([row for run in runs for row in statuses(run, known, here)]) + note
 
 
 def logs(parser: argparse.ArgumentParser) -> Run:
@@ -149,15 +161,10 @@ def resume(parser: argparse.ArgumentParser) -> Run:
     return submit_again
 
 
-def in_queue(run: Path) -> Iterator[tuple[Submitted, Job]]:
+def in_queue(run: Path) -> list[tuple[Submitted, Job]]:
     """The jobs of a run that will run or have not quite ended, whichever submission they are of."""
     check_submitted(run)
-    jobs = all_jobs(run)
-    known = jobs_by_id(job.job_id for job in jobs)
-    for submitted in jobs:
-        job = known.get(submitted.job_id)
-        if job is not None and job.in_queue:
-            yield submitted, job
+    return [(submitted, job) for submitted, job in queue_of(all_jobs(run)) if job.in_queue]
 
 
 VERBS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] = {

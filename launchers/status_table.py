@@ -33,10 +33,10 @@ class StageStatus:
     state: RunState | None  # None: no folder yet, or an evaluation
 
 
-def statuses(run: Path, known: Known) -> list[StageStatus]:
-    """The stages of a run, submitted or not."""
+def statuses(run: Path, known: Known, cluster: str | None = None) -> list[StageStatus]:
+    """The stages of a run, submitted or not; `known` speaks of jobs of this cluster alone."""
     submitted = read_jobs(run)
-    rows = [stage_status(job, known) for job in submitted]
+    rows = [stage_status(job, known if job.is_of(cluster) else None) for job in submitted]
     others = [folder for folder in stages_of(run) if folder.name not in {job.stage for job in submitted}]
     rows += [
         StageStatus(run.resolve().name, folder.name, worded(state := inspect_stage(folder)), state) for folder in others

@@ -35,17 +35,19 @@ def submit(plan: Plan) -> list[list[Submitted]]:
     from submitit.core.utils import FailedJobError
 
     from launchers.admission import check_queue
-    from launchers.slurm_queue import cancel_jobs
+    from launchers.slurm_queue import cancel_jobs, cluster_name
     from launchers.snapshot import take_snapshot
 
     with held(plan):
         check_queue(plan)  # of two submissions at once, the other may have been first
+        slurm_cluster = cluster_name()
         snapshot = take_snapshot(plan.base)
         submitted: list[list[Submitted]] = []
         ids: list[str] = []
         try:
             for stage in plan.stages_left:
-                submitted.append(_submit_stage(plan, stage, snapshot, submitted[-1] if submitted else None, ids))
+                before = submitted[-1] if submitted else []
+                submitted.append(_submit_stage(plan, stage, snapshot, slurm_cluster, before, ids))
         except BaseException as error:
             if ids:
                 cancel_jobs(*ids)
@@ -80,7 +82,12 @@ def interrupt_after() -> Iterator[None]:
 
 
 def _submit_stage(
-    plan: Plan, stage: Sequence[StageJob], snapshot: Path, before: Sequence[Submitted] | None, ids: list[str]
+    plan: Plan,
+    stage: Sequence[StageJob],
+    snapshot: Path,
+    slurm_cluster: str,
+    before: Sequence[Submitted],
+    ids: list[str],
 ) -> list[Submitted]:
     """Submit a stage of every point; `ids` takes the numbers of its jobs as soon as they are known."""
     from launchers.job_script import executor, log_folder
@@ -95,7 +102,8 @@ def _submit_stage(
     return [
         _record(point, job, {
             "time": round(time.time(), 3), "stage": job.config.stage, "size": job.config.size,
-            "job_id": str(ticket.job_id), "dependency": before[i].job_id if before else None,
+            "job_id": str(ticket.job_id), "slurm_cluster": slurm_cluster,
+            "dependency": before[i].job_id if before else None,
             "cluster": asdict(job.profile), "snapshot": str(snapshot), "logs": str(log_folder(plan.base)),
             "base": str(plan.base), "folder": os.getcwd(), "command": list(plan.request.command),
             "asked": {"stage": plan.request.stage, "size": plan.request.size, "overrides": list(point.overrides)},

@@ -13,11 +13,13 @@ from pairvpr_dist.training.history import append_event
 CONFIG = "stage: {}\nsize: tiny\ntrain: {{epochs: 10}}\ndata: {{places_per_batch: 6}}\n"
 
 
-def record(run: Path, stage: str, job_id: str, dependency: str | None = None, base: Path | None = None) -> None:
+def record(
+    run: Path, stage: str, job_id: str, dependency: str | None = None, base: Path | None = None, **more: object
+) -> None:
     """A stage's job in the run's list."""
     run.mkdir(parents=True, exist_ok=True)
     line = {"time": time.time(), "stage": stage, "size": "tiny", "job_id": job_id, "dependency": dependency,
-            "logs": str(run / "slurm"), "base": str(base or run)}  # fmt: skip
+            "logs": str(run / "slurm"), "base": str(base or run)} | more  # fmt: skip
     with (run / FILE).open("a") as lines:
         lines.write(json.dumps(line) + "\n")
 

@@ -28,7 +28,7 @@ def test_the_queue_is_asked_before_a_folder_that_a_job_may_be_changing(
     with pytest.raises(UserError, match="job 7 in the queue"):
         admit(plan)
     slurm.run()
-    with pytest.raises(UserError, match="gone"):
+    with pytest.raises(UserError, match="holds something else"):
         admit(plan)
 
 

@@ -36,7 +36,27 @@ def test_a_chain_is_a_line_a_job(slurm: SlurmPrograms, plan: Plan) -> None:
     assert [(job.stage, job.job_id, job.dependency) for job in all_jobs(plan.base)] == [
         ("stage1", "1", None), ("stage2", "2", "1"), ("eval", "3", "2"),
     ]  # fmt: skip
+    assert {job.record["slurm_cluster"] for job in all_jobs(plan.base)} == {"here"}
     assert slurm.cancelled == []
+
+
+def test_a_number_of_another_cluster_is_not_taken_for_one_of_this(
+    slurm: SlurmPrograms, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(plan.base, "stage1", "7", slurm_cluster="elsewhere")
+    record(plan.base, "stage2", "8", slurm_cluster="here")
+    slurm.run("7", "8")
+    look_after(["status", str(plan.base)])
+    assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["stage1", "not"], ["stage2", "starting"],
+    ]  # fmt: skip
+    look_after(["cancel", str(plan.base)])
+    assert slurm.cancelled == ["8"]
+    slurm.run("7")
+    check_queue(plan)
+    with pytest.raises(UserError, match="no such file yet"):  # nor is it waited for
+        look_after(["logs", str(plan.base)])
+    look_after(["logs", str(plan.base), "-f"])
 
 
 def test_of_two_submissions_at_once_one_is_refused(slurm: SlurmPrograms, plan: Plan) -> None:

@@ -133,6 +133,10 @@ def resume(run: Path, overrides: Sequence[str] = ()) -> list[list[Submitted]]:
 
     lines = [job.record for job in need_jobs(run)]
     asked = max(lines, key=lambda line: (line["asked"]["stage"] == "pipeline", line["time"]))
+    if not Path(asked["folder"]).is_dir():
+        raise UserError(
+            f"{asked['folder']}: where {run} was submitted, is gone; give the same command anew with run={run}"
+        )
     with inside(Path(asked["folder"])):
         request = Request(
             asked["asked"]["stage"], asked["asked"]["size"], (*asked["asked"]["overrides"], *overrides),

@@ -89,6 +89,21 @@ def test_whatever_ends_a_submission_leaves_no_job(
     assert slurm.cancelled == cancelled
 
 
+def test_a_run_whose_working_folder_is_gone_is_not_resumed(
+    slurm: SlurmPrograms, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    submit(plan)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").rmdir()
+    with pytest.raises(UserError) as refused:
+        look_after(["resume", str(plan.base)])
+    assert f"{tmp_path}/work: where " in str(refused.value)
+    assert f"give the same command anew with run={plan.base}" in str(refused.value)
+    assert slurm.submitted == 3
+
+
 def test_an_older_job_of_a_stage_is_not_overlooked(slurm: SlurmPrograms, plan: Plan) -> None:
     record(plan.base, "stage1", "7")
     record(plan.base, "stage1", "8")

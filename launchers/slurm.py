@@ -23,7 +23,8 @@ examples:
   python launchers/slurm.py stage1 vitg --dry-run
   python launchers/slurm.py stage1 vitg --cluster h100x8 data.shards=/shards/gsv run=runs/vitg
   python launchers/slurm.py pipeline vitb --cluster my_cluster.yaml data=paper eval.data=/data/my_city run=runs/vitb
-  python launchers/slurm.py pipeline vitl data=paper eval.data=/data/my_city cluster.nodes=4 stage2.cluster.nodes=1
+  python launchers/slurm.py pipeline vitl data=paper eval.data=/data/my_city cluster.nodes=4 \\
+      stage2.cluster.nodes=1 stage2.cluster.gpus_per_node=2
   python launchers/slurm.py stage2 vitb data=paper init.model=runs/vitb/stage1/export --array optim.lr=4e-5,8e-5
   python launchers/slurm.py status
   python launchers/slurm.py logs runs/vitb -f

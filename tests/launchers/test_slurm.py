@@ -16,10 +16,12 @@ from submitted_runs import begin, end, record
 from launchers.admission import checkpoint_plan
 from launchers.dry_run import open_keys
 from launchers.job_script import StageJob
+from launchers.jobs import STAGE_NAMES
 from launchers.planning import Request, make_plan
-from launchers.slurm import main
+from launchers.slurm import EXAMPLES, main
 from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import UserError, exit_on_user_error
+from pairvpr_dist.training.run_folder import check_shares
 
 PROGRAM = Path(__file__).parents[2] / "launchers" / "slurm.py"
 
@@ -81,6 +83,18 @@ def test_help_is_quick_and_has_examples() -> None:
     for word in ("examples:", "status [RUN ...]", "logs RUN", "cancel RUN", "resume RUN", "--array", "pipeline"):
         assert word in told
     assert told.endswith("False\n")
+
+
+def test_no_example_of_the_help_has_a_batch_that_cannot_be_dealt_out() -> None:
+    given = [line.split()[2:] for line in EXAMPLES.replace("\\\n", "").splitlines() if "slurm.py " in line]
+    commands = [words for words in given if words[0] in STAGE_NAMES]
+    assert len(commands) == 5
+    for stage, size, *words in commands:
+        keys = tuple(word for word in words if "=" in word and not word.startswith(("data=", "optim.lr=")))
+        cluster = "h100x8" if "h100x8" in words else "default"
+        for job in make_plan(Request(stage, size, keys, cluster), open_keys(stage)).points[0].stages:
+            if job.config.stage != "eval":
+                check_shares(job.config)
 
 
 def test_numbers_are_real_where_shards_are_given(few_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 from pairvpr_dist.errors import USER_ERROR_STATUS
@@ -18,13 +19,21 @@ from pairvpr_dist.training.history import FAILED, append_event, fruitless_starts
 from pairvpr_dist.training.inspection import read_settings
 
 WANTED = ("RUNNING", "TIMEOUT")  # a job in another state was cancelled, or SLURM runs it again of itself or never
-EVALUATION_RESTARTS = 3  # an evaluation has no history: starts of any cause are counted
-ASK_AGAIN = (1, 5, 15, 30, 60, 60)  # seconds; a controller that restarts is away for a minute or two
+EVALUATION_RESTARTS = 3  # of a job that has no history: an evaluation, or where nothing has begun
+ASK_AGAIN = (1, 5, 15, 30)  # seconds; a controller that restarts is away for a minute or two
+ASK_ON = 60  # seconds, after that; the job's time limit ends it
+REFUSED = ("Invalid job id", "Access/permission denied", "presently disabled")  # asked again, SLURM says the same
 
 
 def start_of_job() -> str:
     """The name of this start of this job, unlike that of any other: SLURM keeps a job's number over requeues."""
     return f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def job_name() -> str:
+    """What SLURM calls this job alone: the number of one point of a sweep stands for the whole sweep."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def mistake_file(stage_folder: Path) -> Path:
@@ -34,7 +43,19 @@ def mistake_file(stage_folder: Path) -> Path:
 
 def job_state() -> str:
     """What SLURM says of this job now: RUNNING also while it is preempted, TIMEOUT at its limit."""
-    return state_in(_ask(["scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]]))
+    return state_in(_show())
+
+
+def was_preempted() -> bool:
+    """Whether SLURM is ending this start of the job for another job."""
+    return preempted_in(_show())
+
+
+def preempted_in(told: str) -> bool:
+    """Whether `scontrol show job` tells of a preemption since the last start. Pure."""
+    facts = _facts(told)
+    # Times as SLURM writes them are ordered like their texts.
+    return facts.get("PreemptTime", "None") != "None" and facts["PreemptTime"] >= facts["StartTime"]
 
 
 def state_in(told: str) -> str:
@@ -43,18 +64,29 @@ def state_in(told: str) -> str:
     While its tasks are ended, a job that was cancelled and one that is over its time are both COMPLETING. NO_REQUEUE: a
     job that was submitted so that SLURM will not run it twice.
     """
-    facts = dict(reversed(re.findall(r"(\w+)=(\S*)", told)))  # the first of a name, before what users may have written
+    facts = _facts(told)
     if facts["Requeue"] == "0":
         return "NO_REQUEUE"
     return "TIMEOUT" if facts["Reason"] == "TimeLimit" else facts["JobState"]
 
 
-def _ask(command: list[str]) -> str:
-    """What a SLURM command prints; asked again while the controller does not answer."""
-    for pause in ASK_AGAIN:
+def _facts(told: str) -> dict[str, str]:
+    """The first of each name, before what users may have written."""
+    return dict(reversed(re.findall(r"(\w+)=(\S*)", told)))
+
+
+def _show() -> str:
+    return ask(["scontrol", "-o", "show", "job", job_name()])
+
+
+def ask(command: list[str]) -> str:
+    """What a SLURM command prints; asked again while the controller does not answer. `OSError` when it refuses."""
+    for pause in chain(ASK_AGAIN, repeat(ASK_ON)):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout
+        if any(sign in done.stderr for sign in REFUSED):
+            break
         time.sleep(pause)
     raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
@@ -87,11 +119,11 @@ def after(stage_folder: Path, status: int) -> None:
         add_failure(stage_folder, f"tasks ended with {_how(status)}")
         failures, max_restarts = failures_and_limit(stage_folder)
     elif crashed:  # an evaluation, or nothing has begun
-        failures, max_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1, EVALUATION_RESTARTS
+        failures, max_restarts = count_crash(stage_folder), EVALUATION_RESTARTS
     again, why = may_requeue(status, mistake, state, failures, max_restarts)
     print(f"job {start_of_job()}: tasks ended with {_how(status)}; {why}", flush=True)
     if again:
-        _ask(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+        ask(["scontrol", "requeue", job_name()])
 
 
 def add_failure(stage_folder: Path, reason: str) -> None:
@@ -100,6 +132,15 @@ def add_failure(stage_folder: Path, reason: str) -> None:
     append_event(
         stage_folder, FAILED, history[-1]["step"] if history else 0, reason=reason, job=os.environ["SLURM_JOB_ID"]
     )
+
+
+def count_crash(stage_folder: Path) -> int:
+    """How often this job has crashed, now among it; SLURM counts preemptions as well."""
+    counted = stage_folder.parent / "starts" / f"{os.environ['SLURM_JOB_ID']}.crashes"
+    counted.parent.mkdir(parents=True, exist_ok=True)
+    with counted.open("a", encoding="utf-8") as crashes:
+        crashes.write(f"{start_of_job()}\n")
+    return len(counted.read_text(encoding="utf-8").splitlines())
 
 
 def failures_and_limit(stage_folder: Path) -> tuple[int, int]:

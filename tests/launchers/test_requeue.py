@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchers.requeue import add_failure, may_requeue, mistake_file, start_of_job, state_in
+from launchers import requeue
+from launchers.requeue import (
+    add_failure,
+    ask,
+    count_crash,
+    job_name,
+    may_requeue,
+    mistake_file,
+    preempted_in,
+    start_of_job,
+    state_in,
+)
 from pairvpr_dist.training.history import CHECKPOINT, FAILED, STARTED, STOPPED, fruitless_starts, read_history
 
 # As SLURM 22.05 prints them while the tasks of a job are ended.
@@ -14,6 +25,9 @@ PREEMPTED = "JobId=3 JobState=RUNNING Reason=None Requeue=1 Restarts=0 PreemptTi
 CANCELLED = "JobId=5 JobState=COMPLETING Reason=None Requeue=1 Restarts=0 PreemptTime=None Comment=JobState=RUNNING"
 OVER_TIME = "JobId=4 JobState=COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 PreemptTime=None"
 ONCE_ONLY = "JobId=4 JobState=RUNNING Reason=None Requeue=0 Restarts=0 PreemptTime=None"
+
+AGAIN_OVER_TIME = "JobState=RUNNING PreemptTime=2026-11-21T13:01:36 StartTime=2026-11-21T13:03:00"
+NOW_PREEMPTED = "JobState=RUNNING StartTime=2026-11-21T13:03:00 PreemptTime=2026-11-21T13:05:00"
 
 CRASHES = st.integers(1, 255).filter(lambda status: status != 2)
 
@@ -77,3 +91,38 @@ def test_a_failure_is_an_event_at_the_step_that_was_reached(tmp_path: Path, monk
     assert {key: told[key] for key in ("event", "step", "reason", "job")} == {
         "event": FAILED, "step": 40, "reason": "signal 9", "job": "7",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "expected"), [(NOW_PREEMPTED, True), (AGAIN_OVER_TIME, False), (OVER_TIME, False)])
+def test_a_preemption_is_that_of_this_start(told: str, expected: bool) -> None:
+    assert preempted_in(told) is expected
+
+
+def test_a_point_of_a_sweep_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert job_name() == "12"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")  # the last point has the number of the whole
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert job_name() == "12_3"
+
+
+def test_crashes_are_counted_by_job_and_restarts_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+    counts = []
+    for job in ("7", "7", "8"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        counts.append(count_crash(tmp_path / "eval"))
+    assert counts == [1, 2, 1]
+
+
+def test_the_controller_is_asked_until_it_answers_and_believed_when_it_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "ASK_AGAIN", ())
+    monkeypatch.setattr(requeue, "ASK_ON", 0)
+    asked = tmp_path / "asked"
+    ninth = f"echo >> {asked}; [ $(wc -l < {asked}) = 9 ] && echo here"
+    assert ask(["sh", "-c", ninth]) == "here\n"
+    with pytest.raises(OSError, match="Invalid job id"):
+        ask(["sh", "-c", "echo Invalid job id specified >&2; exit 1"])

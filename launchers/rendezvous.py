@@ -22,13 +22,14 @@ log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds
 REMIND = 60.0  # seconds between two lines that say what is waited for
+PATIENCE = 3600.0  # seconds; then a process is not coming, and the job is to be run again
 CONNECT = 10.0  # seconds until an address that does not answer is given up
 
 
 def meet(path: Path, rank: int, world_size: int) -> dist.TCPStore:
     """The store of a job's ranks; returns when all have it. `path`: a file of this start alone, on a shared disk."""
     store = _hold(path) if rank == 0 else _find(path)
-    store.add("met", 1)
+    store.set(f"met/{rank}", socket.gethostname())
     if rank == 0:
         _wait_for_all(store, "met", world_size)
         path.unlink()
@@ -37,7 +38,7 @@ def meet(path: Path, rank: int, world_size: int) -> dist.TCPStore:
 
 def leave(store: dist.Store, rank: int, world_size: int) -> None:
     """Every rank calls this last; rank 0, in whose memory the store is, returns last."""
-    store.add("left", 1)
+    store.set(f"left/{rank}", socket.gethostname())
     if rank == 0:
         _wait_for_all(store, "left", world_size)
 
@@ -79,14 +80,16 @@ def _address() -> list[str]:
 
 
 def _find(path: Path) -> dist.TCPStore:
-    """Connect to the store of rank 0, once it is published and answers."""
-    reminded = time.monotonic()
+    """Connect to the store of rank 0, once it is published and answers. Raises `RuntimeError` when it does not."""
+    started = reminded = time.monotonic()
     while True:
         if (store := _connect(path)) is not None:
             return store
         if time.monotonic() - reminded > REMIND:
             log.info("still waiting for rank 0 and its address in %s", path)
             reminded = time.monotonic()
+        if time.monotonic() - started > PATIENCE:
+            raise RuntimeError(f"{path}: rank 0 is missing; given up after {PATIENCE:.0f} seconds")
         time.sleep(POLL)
 
 
@@ -116,9 +119,24 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _wait_for_all(store: dist.Store, what: str, world_size: int) -> None:
-    reminded = time.monotonic()
-    while (number := store.add(what, 0)) < world_size:
-        if time.monotonic() - reminded > REMIND:
-            log.info("%d of %d processes have %s", number, world_size, what)
-            reminded = time.monotonic()
+    """Raises `RuntimeError` with the missing ranks when they do not come."""
+    started = reminded = time.monotonic()
+    while not store.check([f"{what}/{rank}" for rank in range(world_size)]):
+        now = time.monotonic()
+        if now - reminded > REMIND:
+            log.info("%s", _missing(store, what, world_size))
+            reminded = now
+        if now - started > PATIENCE:
+            raise RuntimeError(f"{_missing(store, what, world_size)}; given up after {PATIENCE:.0f} seconds")
         time.sleep(POLL / 10)
+
+
+def _missing(store: dist.Store, what: str, world_size: int) -> str:
+    """Which ranks have not met or left, and where they are when that is known."""
+    missing = [rank for rank in range(world_size) if not store.check([f"{what}/{rank}"])]
+    where = [
+        f"{rank} ({store.get(f'met/{rank}').decode()})" if store.check([f"met/{rank}"]) else str(rank)
+        for rank in missing
+    ]
+    come = world_size - len(missing)
+    return f"{come} of {world_size} processes have {what}; missing: rank {', '.join(where)}"

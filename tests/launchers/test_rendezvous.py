@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
+from launchers import rendezvous
 from launchers.rendezvous import leave, meet
 
 WORLD = 3
@@ -51,3 +54,20 @@ def test_a_half_written_file_is_read_again(tmp_path: Path) -> None:
         later = [ranks.submit(talk, path, rank) for rank in (1, 2)]
         first = ranks.submit(talk, path, 0)
     assert [future.result() for future in (first, *later)] == [["81234-0"] * WORLD] * WORLD
+
+
+def test_ranks_that_do_not_come_are_named_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.2)
+    with pytest.raises(RuntimeError, match=r"1 of 3 processes have met; missing: rank 1, 2; given up"):
+        meet(tmp_path / "81234-0", 0, WORLD)
+    with pytest.raises(RuntimeError, match="rank 0 is missing"):
+        meet(tmp_path / "81235-0", 1, WORLD)
+
+
+def test_a_rank_that_does_not_leave_is_named_with_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "81234-0"
+    with ThreadPoolExecutor(2) as ranks:
+        stores = [ranks.submit(meet, path, rank, 2) for rank in range(2)]
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.2)
+    with pytest.raises(RuntimeError, match=rf"have left; missing: rank 1 \({socket.gethostname()}\)"):
+        leave(stores[0].result(), 0, 2)

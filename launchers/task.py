@@ -12,11 +12,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 600.0  # seconds; a file server keeps the lock of a machine that is gone for some minutes
 LOCK_POLL = 5.0  # seconds
+STOPPING = (signal.SIGUSR2, signal.SIGTERM)
 CACHES = {"TMPDIR": "tmp", "TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton",
           "TORCHINDUCTOR_CACHE_DIR": "inductor"}  # fmt: skip
 
@@ -58,9 +61,9 @@ class StageTask:
 
             told = f"process {os.environ['RANK']}: lost its connection to another process"
             raise (SystemExit(told) if lost_connection(error) else error) from None
+        leave_node_disk()
         if not ended:
             self._leave(requeue)
-        leave_node_disk()
 
     def checkpoint(self) -> Any:
         """For submitit: the same again. All that a run knows is in its folder."""
@@ -133,22 +136,48 @@ def own(folder: Path, owned: ExitStack) -> None:
         try:
             owned.enter_context(sole_owner(folder / "lock", "wait for it or name another run=..."))
             return
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
+        except UserError as error:
+            if time.monotonic() > deadline:  # a file server may keep it for longer: the job is to try again
+                raise SystemExit(f"{socket.gethostname()}: {error}") from None
         log.info("%s: waiting for the process that holds the lock", folder)
         time.sleep(LOCK_POLL)
 
 
-def evaluate(config: EvalRunConfig, rank: int) -> bool:
-    """Evaluate on rank 0; the other tasks have nothing to do."""
-    from launchers.local import run_evaluation
+class Stopped(BaseException):
+    """A signal has come; an exception, so that half-written files are removed on the way."""
 
-    if rank == 0:
-        # Like an exception, so that half-written files are removed on the way.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+def evaluate(config: EvalRunConfig, rank: int) -> bool:
+    """Evaluate on rank 0; the other tasks have nothing to do. False when it was preempted: it begins anew."""
+    from launchers.local import run_evaluation
+    from launchers.requeue import was_preempted
+
+    if rank != 0:
+        return True
+    stop_at_signals()
+    try:
         run_evaluation(config)
+    except Stopped as stopped:
+        # Some sites send the signal of the time limit before a preemption as well.
+        if stopped.args[0] == signal.SIGUSR2 and not was_preempted():
+            raise UserError(
+                f"eval.cluster.hours: too short for this evaluation, which begins anew at each start; give it more "
+                f"({Path(config.run) / config.stage})"
+            ) from None
+        return False
     return True
+
+
+def stop_at_signals() -> None:
+    """The first signal from now on raises `Stopped`; what comes later does not disturb the end."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in STOPPING:
+            signal.signal(other, lambda *_: None)
+        raise Stopped(number)
+
+    for number in STOPPING:
+        signal.signal(number, stop)
 
 
 def prepare_task(threads: int | None) -> None:
@@ -165,8 +194,18 @@ def prepare_task(threads: int | None) -> None:
     from launchers.processes import set_environment
 
     set_environment(threads)
-    if torch.cuda.is_available():  # some sites show each task its own GPU alone
-        os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    choose_gpu(torch.cuda.device_count())
+
+
+def choose_gpu(visible: int) -> None:
+    """Set LOCAL_RANK to this task's GPU of the visible ones; ends the task where the node does not give it one."""
+    wanted = any(os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
+    if visible == 1:  # some sites show each task its own GPU alone
+        os.environ["LOCAL_RANK"] = "0"
+    elif wanted and visible == 0:
+        raise SystemExit(f"{socket.gethostname()}: the job has GPUs here, but torch sees none")
+    elif visible and int(os.environ["LOCAL_RANK"]) >= visible:
+        raise SystemExit(f"{socket.gethostname()}: torch sees {visible} GPUs, too few for the job's tasks here")
 
 
 def use_node_disk() -> None:
@@ -175,6 +214,13 @@ def use_node_disk() -> None:
     So nothing is compiled over a network disk, and no job meets another's half-built files. What the site or the user
     has set stays, except TMPDIR.
     """
+    try:
+        _use_node_disk()
+    except OSError as error:  # a fault of this node: on another one the job may run
+        raise SystemExit(f"{socket.gethostname()}: {error.filename or 'node disk'}: {error.strerror}") from None
+
+
+def _use_node_disk() -> None:
     base = Path(tempfile.gettempdir()) / f"pairvpr-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURMD_NODENAME']}"
     base.mkdir(mode=0o700, exist_ok=True)
     if base.stat().st_uid != os.getuid():  # code that is compiled here is run
@@ -192,7 +238,7 @@ def use_node_disk() -> None:
 
 
 def leave_node_disk() -> None:
-    """Remove this job's folder, at the job's end; another start of it could use what is compiled there."""
+    """Remove this job's folder at its end, or when it goes back into the queue: it may start on other nodes."""
     if os.environ["SLURM_LOCALID"] == "0":
         shutil.rmtree(Path(os.environ["TMPDIR"]).parent, ignore_errors=True)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import cloudpickle
 import pytest
 
 from launchers import task
-from launchers.task import StageTask, own, prepare_task, use_node_disk
+from launchers.task import StageTask, Stopped, choose_gpu, own, prepare_task, stop_at_signals, use_node_disk
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 
@@ -95,7 +97,7 @@ def test_the_lock_of_an_earlier_start_is_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(task, "LOCK_POLL", 0.05)
     with ExitStack() as owned, monkeypatch.context() as short:
         short.setattr(task, "LOCK_PATIENCE", 0.1)
-        with pytest.raises(UserError, match="another process works here"):
+        with pytest.raises(SystemExit, match="another process works here"):  # status 1: it is run again
             own(tmp_path, owned)
     with ExitStack() as owned:
         Timer(0.3, holder.kill).start()
@@ -107,3 +109,49 @@ def test_the_lock_of_an_earlier_start_is_waited_for(tmp_path: Path, monkeypatch:
 def test_a_wrong_call_of_the_script_is_told() -> None:
     with pytest.raises(UserError, match="usage"):
         task.main(["after", "folder"])
+
+
+@pytest.mark.parametrize(("visible", "given"), [(0, "1"), (1, "0"), (2, "1")])
+def test_a_task_takes_its_own_gpu(visible: int, given: str, in_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    monkeypatch.delenv("SLURM_GPUS_PER_NODE", raising=False)
+    choose_gpu(visible)
+    assert os.environ["LOCAL_RANK"] == given
+
+
+@pytest.mark.parametrize(("visible", "rank"), [(0, "0"), (7, "7")])
+def test_a_node_that_lacks_gpus_ends_the_task_and_is_named(
+    visible: int, rank: str, in_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit, match=socket.gethostname()):
+        choose_gpu(visible)
+
+
+def test_a_fault_of_a_nodes_disk_ends_the_task_and_is_named(in_job: Path) -> None:
+    (in_job / "pairvpr-81234-n2").touch()
+    with pytest.raises(SystemExit, match=f"{socket.gethostname()}: .*pairvpr-81234-n2"):
+        use_node_disk()
+
+
+def test_a_signal_ends_an_evaluation_once_and_cleans_up_undisturbed() -> None:
+    before = {number: signal.getsignal(number) for number in task.STOPPING}
+    cleaned = []
+
+    def evaluation() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    try:
+        stop_at_signals()
+        with pytest.raises(Stopped) as stopped:
+            evaluation()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert cleaned
+    assert stopped.value.args == (signal.SIGUSR2,)

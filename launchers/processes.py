@@ -27,7 +27,7 @@ from pairvpr_dist.training.history import FAILED, add_event
 
 log = logging.getLogger(__name__)
 WORKER = "pairvpr_dist.training.worker"
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 POLL = 0.2  # seconds between two looks at signals
 
 
@@ -64,8 +64,9 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
             except UserError as error:
                 add_event(folder, FAILED, 0, reason=str(error))
                 raise
-            if came and not is_finished(folder):
-                print(f"{config.stage}: stopped; the same command goes on from the last checkpoint in {folder}")
+            if came:  # the status of the workers says no more than that they were asked to stop
+                goes_on = f"stopped; the same command goes on from the last checkpoint in {folder}"
+                print(f"{config.stage}: {'ended' if is_finished(folder) else goes_on}")
                 raise SystemExit(128 + came[0])
             if failure is None:
                 return

@@ -40,6 +40,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done, skipped ones included
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0  # of these the last ones, up to here
     data_offset: int = 0  # steps of data that were left out when the run returned to a checkpoint
     rewinds: int = 0  # returns to a checkpoint so far
     best: float | None = None  # of train.best_metric

@@ -7,6 +7,7 @@ what ZeRO does not own (frozen parameters, buffers) is part of it. Neither is co
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -157,8 +159,10 @@ class Engine:
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """Whole fp32 weights and buffers on the CPU of rank 0, None elsewhere; every rank must call."""
-        own = {
-            key: Stretch(s.start, s.values.detach().cpu()) for key, s in self.part().items() if key.startswith(WEIGHT)
+        own = {  # clones, because a view is pickled with all that it is a view of
+            key: Stretch(s.start, s.values.detach().cpu().clone())
+            for key, s in self.part().items()
+            if key.startswith(WEIGHT)
         }
         parts = gather_to_rank_0(own)
         if parts is None:
@@ -167,8 +171,18 @@ class Engine:
         return {name: assemble(parts, f"{WEIGHT}/{name}").view(shape) for name, shape in shapes.items()}
 
     def close(self) -> None:
-        """Let go of the engine's memory and hooks, so that another may take its place in this process."""
+        """Let go of all memory, so that another engine may take this one's place in the process.
+
+        DeepSpeed removes its hooks only: what it holds is cyclic, and ZeRO-3 keeps the last module in a global list.
+        """
         self.engine.destroy()
+        FWD_MODULE_STACK.clear()
+        self._optimizer.state.clear()
+        self._copies.clear()
+        self._constant.clear()
+        del self.engine, self.objective, self._optimizer
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.objective.model.named_parameters() if p.requires_grad]

@@ -48,7 +48,7 @@ class Guard:
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._folder, self._config = folder, config
-        self._in_a_row = 0
+        self.in_a_row = 0
         self.skipped = 0  # since it was set
 
     def check_update(self, step: int, applied: bool, rewinds: int) -> None:
@@ -57,10 +57,10 @@ class Guard:
         step: as the log counts it.
         """
         self.skipped += not applied
-        self._in_a_row = 0 if applied else self._in_a_row + 1
-        if self._in_a_row < self._config.max_skipped_steps:
+        self.in_a_row = 0 if applied else self.in_a_row + 1
+        if self.in_a_row < self._config.max_skipped_steps:
             return
-        skipped, self._in_a_row = range(step - self._in_a_row + 1, step + 1), 0
+        skipped, self.in_a_row = range(step - self.in_a_row + 1, step + 1), 0
         good = distributed.from_rank_0(lambda: self._last_before(skipped.start))
         if good is not None and rewinds < self._config.max_rewinds:
             raise Rewind(skipped)

@@ -31,7 +31,7 @@ from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import commit, training_facts
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
-from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START, VALIDATE
+from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
@@ -88,9 +88,11 @@ def train_watched(run: Run) -> bool:
         try:
             progress = train_steps(run, engine, progress)
             break
-        except Rewind as rewind:
-            engine.close()
-            engine, progress = return_to_checkpoint(run, rewind, progress)
+        except Rewind as request:
+            bad = request.bad_steps
+        # Out of the block above, whose traceback holds the step's tensors.
+        engine.close()
+        engine, progress = return_to_checkpoint(run, bad, progress)
     run.agreement.close()
     run.saver.close()
     ended = progress.step == run.schedule.total_steps
@@ -118,7 +120,7 @@ def prepare(config: TrainingConfig, folder: Path, flag: StopFlag, watchdog: Watc
     )
 
 
-def return_to_checkpoint(run: Run, rewind: Rewind, progress: Progress) -> tuple[Engine, Progress]:
+def return_to_checkpoint(run: Run, bad: range, progress: Progress) -> tuple[Engine, Progress]:
     """The engine as the last checkpoint before the bad steps left it, with the data up to their end left out.
 
     As large language models were trained past such stretches (Chowdhery et al. 2022, PaLM, section 5.1). `progress`:
@@ -126,7 +128,6 @@ def return_to_checkpoint(run: Run, rewind: Rewind, progress: Progress) -> tuple[
     """
     run.watchdog.at(START, progress.step)
     run.saver.wait()
-    bad = rewind.bad_steps
     latest = distributed.from_rank_0(lambda: checkpoint.find_latest(run.folder / "checkpoints", before=bad.start))
     if rank() == 0:  # what was saved since must not be what a run that is killed now goes on from
         forget_after(latest, run.folder / "checkpoints")
@@ -144,6 +145,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     """Train until the last step, or until a signal; the progress when it stopped, which has been saved."""
     with closing(Monitor(run.folder, run.config, progress.step, run.schedule.total_steps)) as monitor:
         spikes = SpikeWatch(run.folder, progress.step)
+        run.guard.in_a_row = progress.skipped_in_a_row
         run.watchdog.at(DATA, progress.step)
         last = run.schedule.total_steps + progress.data_offset
         for batch, waited in timed(run.loader.batches(progress.data_step, last)):
@@ -155,6 +157,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
             if stopping:
                 break
             run.watchdog.at(DATA, progress.step)
+    run.watchdog.at(SAVE, progress.step)  # until the last one is whole, and the export
     return progress
 
 
@@ -173,9 +176,11 @@ def train_step(
     applied = engine.step(loss)
     if not applied:
         run.watchdog.at(SAVE, step)  # it takes longer than a step
+        run.saver.wait()  # the guard looks for the last good checkpoint
         investigate(engine, batch, step, run.loader, run.folder, run.config)
     progress = replace(progress, step=step + 1, skipped_steps=progress.skipped_steps + (not applied))
     run.guard.check_update(progress.step, applied, progress.rewinds)
+    progress = replace(progress, skipped_in_a_row=run.guard.in_a_row)
     return progress, {"loss": loss.detach(), **metrics}
 
 
@@ -184,14 +189,15 @@ def at_border(
 ) -> Progress:
     """What is due after a step: a line of the log, a validation, a checkpoint."""
     train, last = run.config.train, progress.step == run.schedule.total_steps
-    logs, validates, saves = (
-        last or is_due(progress.step, every)
-        for every in (train.log_every, train.validate_every, train.checkpoint_every)
-    )
+    validates = last or is_due(progress.step, train.validate_every)
+    saves = last or is_due(progress.step, train.checkpoint_every)
+    logs = saves or is_due(progress.step, train.log_every)  # else a line would tell other steps after a resume
     if stopping:
         log.info("asked to stop: saving step %d", progress.step)
         add_event(run.folder, SIGNALLED, progress.step, signal=run.agreement.signal)
         logs = saves = True
+        run.saver.save(engine.part(), engine.updates(), progress)
+        run.saver.wait()  # there may be no time for more
     if logs or saves:
         run.bad_places.gather(run.loader)
     if logs:
@@ -200,12 +206,11 @@ def at_border(
         monitor.write_window(progress.step, {**facts, "bad_places": len(run.bad_places)})
     with monitor.paused():
         best = False
-        run.watchdog.at(VALIDATE, progress.step)
         if validates and run.config.data.validation:
-            measured = validate(run.config, engine, monitor, run.bad_places, progress.step)
+            measured = validate(run.config, engine, monitor, run.watchdog, run.bad_places, progress.step)
             progress, best = with_best(run.config, progress, measured)
         run.watchdog.at(SAVE, progress.step)
-        if saves or best:
+        if best or (saves and not stopping):
             run.saver.save(engine.part(), engine.updates(), progress, best)
     return progress
 

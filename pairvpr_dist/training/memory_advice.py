@@ -23,7 +23,7 @@ from pairvpr_dist.training.engine import deepspeed_config, uses_bf16
 GIB = 2**30
 USABLE = 0.9  # of the memory; the rest is kernels' work space and gaps
 MOST_PROCESSES = 4096
-CPU_SIGNS = ("can't allocate memory", "bad_alloc")
+SIGNS = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator of torch, or Python's, has found no room."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in CPU_SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def needs_of(config: TrainingConfig, world: int) -> Needs:

@@ -13,12 +13,12 @@ import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -67,10 +67,11 @@ class Saver:
             "progress": asdict(progress),
             "updates": updates,
             "ranks": world_size(),
+            "best": best,
             "config": to_dict(self._config),
         }
         stall = time.perf_counter() - began
-        self._writing = self._thread.submit(self._write, starts, state, best, stall)
+        self._writing = self._thread.submit(self._write, starts, state, stall)
 
     def wait(self) -> None:
         """Until the last save is whole. Raises `UserError` on every rank when it failed on any."""
@@ -93,7 +94,7 @@ class Saver:
             torch.cuda.synchronize()
         return {key: stretch.start for key, stretch in part.items()}
 
-    def _write(self, starts: dict[str, int], state: dict[str, Any], best: bool, stall: float) -> None:
+    def _write(self, starts: dict[str, int], state: dict[str, Any], stall: float) -> None:
         """In the thread: all ranks' files, then rank 0's part; the same verdict on every rank."""
         began = time.perf_counter()
         step = state["progress"]["step"]
@@ -102,17 +103,23 @@ class Saver:
         self._each(lambda: self._make_room(path, aside) if rank() == 0 else None)
         records = self._each(lambda: self._write_own(aside / rank_file(rank()), starts))
         manifest = {rank_file(i): record for i, record in enumerate(records)}
-        self._each(lambda: self._finish(path, aside, state, manifest, best) if rank() == 0 else None)
+        self._each(lambda: self._finish(path, aside, state, manifest) if rank() == 0 else None)
         size = sum(record["size"] for record in records)
         seconds = round(time.perf_counter() - began, 3)
-        add_event(self._run, CHECKPOINT, step, seconds=seconds, stall=round(stall, 4), bytes=size, best=best)
+        with suppress(OSError):  # the checkpoint is whole; what cannot be noted of it does no harm
+            add_event(
+                self._run, CHECKPOINT, step, seconds=seconds, stall=round(stall, 4), bytes=size, best=state["best"]
+            )
 
     def _each(self, act: Any) -> list[Any]:
         """What `act` gives on every rank; when it fails on one, `UserError` on all of them."""
         try:
             answer, fault = act(), None
-        except (OSError, SafetensorError) as error:
-            answer, fault = None, f"rank {rank()}: {error}"
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
+            answer, fault = (
+                None,
+                f"rank {rank()}: {error!r}" if isinstance(error, RuntimeError) else f"rank {rank()}: {error}",
+            )
         answers = distributed.gather_objects((answer, fault), self._group)
         faults = [fault for _, fault in answers if fault]
         if faults:
@@ -136,7 +143,7 @@ class Saver:
         for old in self._folder.glob(".step-*.part"):
             shutil.rmtree(old)
         for old in all_checkpoints(self._folder):
-            if step_of(old) >= step_of(path):
+            if step_of(old) > step_of(path):
                 shutil.rmtree(old)
         aside.mkdir()
 
@@ -146,19 +153,30 @@ class Saver:
             os.fsync(handle.fileno())
         return record_of(path)
 
-    def _finish(self, path: Path, aside: Path, state: dict[str, Any], manifest: dict[str, Any], best: bool) -> None:
+    def _finish(self, path: Path, aside: Path, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         write_json(aside / STATE, state)
         write_json(aside / MANIFEST, {**manifest, STATE: record_of(aside / STATE)})
+        if path.exists():  # damaged, or saved again after a validation that was the best
+            shutil.rmtree(path)
         os.replace(aside, path)
         write_text(self._folder / LATEST, path.name + "\n")
-        if best:
-            write_text(self._folder / BEST, path.name + "\n")
-        for old in dispensable(all_checkpoints(self._folder), self._config, self._best()):
+        best = self._best()
+        if best is not None:
+            write_text(self._folder / BEST, best + "\n")
+        for old in dispensable(all_checkpoints(self._folder), self._config, best):
             shutil.rmtree(old)
 
     def _best(self) -> str | None:
-        pointer = self._folder / BEST
-        return pointer.read_text().strip() if pointer.exists() else None
+        """The newest checkpoint that was the best so far when it was saved, as its own state says."""
+        return next((path.name for path in all_checkpoints(self._folder) if was_best(path)), None)
+
+
+def was_best(path: Path) -> bool:
+    """Whether a checkpoint says so of itself; a damaged one does not."""
+    try:
+        return bool(json.loads((path / STATE).read_text()).get("best"))
+    except (OSError, ValueError):
+        return False
 
 
 def forget_after(last: Path | None, folder: Path) -> None:

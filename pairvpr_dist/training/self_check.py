@@ -41,11 +41,12 @@ def self_check(config: TrainingConfig, folder: Path, loader: EpochLoader, schedu
     try:
         before = _step_and_save(config, place, loader, schedule)
         after = _load(config, place, loader)
+        differing = sorted(key for key in before if not torch.equal(before[key].values, after[key].values))
+        failed = any(distributed.gather_objects(differing))  # also: all have read
     finally:
         if rank() == 0:
             shutil.rmtree(place)
-    differing = sorted(key for key in before if not torch.equal(before[key].values, after[key].values))
-    if any(distributed.gather_objects(differing)):
+    if failed:
         raise AssertionError(f"self-check: these did not come back from the checkpoint as they were: {differing[:5]}")
     if rank() == 0:
         log.info("self-check: one step, saved and loaded")

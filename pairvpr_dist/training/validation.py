@@ -17,17 +17,20 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.guards import BadPlaces
+from pairvpr_dist.training.hangs import VALIDATE
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
+from pairvpr_dist.training.watchdog import Watchdog
 
 
 @torch.no_grad()
 def validate(
-    config: TrainingConfig, engine: Engine, monitor: Monitor, bad_places: BadPlaces, step: int
+    config: TrainingConfig, engine: Engine, monitor: Monitor, watchdog: Watchdog, bad_places: BadPlaces, step: int
 ) -> dict[str, float]:
     """Metrics, which are given back, and a picture of all validation places but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
     for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
+        watchdog.at(VALIDATE, step)
         batch = batch.to(engine.device)
         window.append(engine.objective.validate(batch, step))
         if i == 0 and (picture := engine.objective.picture(batch)) is not None:

@@ -6,9 +6,11 @@ mistake of the user goes to the launcher, which tells it once; a process that lo
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from pairvpr_dist.training.memory_advice import explain
 from pairvpr_dist.training.run_folder import read_config, stage_folder
 from pairvpr_dist.training.signals import StopFlag
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -53,6 +56,7 @@ def lost_connection(error: RuntimeError) -> bool:
 
 def main() -> None:
     """The program, under torch's elastic agent."""
+    end_with_launcher()
     try:
         run(read_config(Path(sys.argv[1])))
     except UserError as error:
@@ -63,6 +67,13 @@ def main() -> None:
             raise
         print(f"process {os.environ['RANK']}: lost its connection to another process", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def end_with_launcher() -> None:
+    """Let the kernel kill this process when the launcher dies, whatever kills that: it holds the run folder's lock."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it was too late
+        os._exit(1)
 
 
 def _leave_message(message: str) -> None:

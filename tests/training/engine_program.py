@@ -6,6 +6,7 @@ Started by an elastic agent: `python engine_program.py SHARDS REPORT`; rank 0 wr
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.files import write_json
 from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.training.engine import Engine, assemble
+from pairvpr_dist.training.engine import Engine, Stretch, assemble
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.schedules import make_schedule
-from pairvpr_dist.training.starting import initial_model
+from pairvpr_dist.training.starting import initial_model, start_or_resume
 
 STEP = 5  # the pair loss has its weight, so that all is trained, a bias of one number too
 
@@ -44,7 +45,8 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 
 def gathered(engine: Engine) -> State:
     """The full state on every rank."""
-    parts = distributed.gather_objects(engine.part())
+    own = {key: Stretch(held.start, held.values.clone()) for key, held in engine.part().items()}
+    parts = distributed.gather_objects(own)
     keys = {key for part in parts for key in part}
     return State({key: assemble(parts, key).clone() for key in keys}, engine.updates())
 
@@ -95,6 +97,19 @@ def observe(shards: Path, precision: str, zero: int, left: State | None) -> tupl
     }, last
 
 
+def left_by_closed(shards: Path, zero: int) -> int:
+    """How much of an engine that has made a step is still in memory when it has been closed, as the self-check's is."""
+    config = small_config("stage2", shards, Path("unused"), [f"train.zero_stage={zero}"])
+    loader = EpochLoader(
+        config.data, config.model.image_size, config.seed, distributed.rank(), distributed.world_size()
+    )
+    engine, _ = start_or_resume(config, None, loader.datasets)
+    parts = [weakref.ref(engine.engine), weakref.ref(engine.objective.model)]
+    engine.step(engine.forward(next(loader.batches(0, 1)), STEP)[0])
+    engine.close()
+    return sum(part() is not None for part in parts)
+
+
 def main() -> None:
     shards, report = map(Path, sys.argv[1:])
     distributed.start()
@@ -104,6 +119,8 @@ def main() -> None:
         for zero in (2, 0, 3, 1):  # each takes over from the one before
             row, left = observe(shards, precision, zero, left)
             rows.append(row)
+    for row in rows[:4]:
+        row["left by a closed engine"] = left_by_closed(shards, row["zero"])
     if distributed.rank() == 0:
         write_json(report, rows)
     distributed.stop()

@@ -42,7 +42,7 @@ def part_at(step: int) -> Part:
 def save_at(run: Path, step: int, keep: int = 100, best: bool = False, **changes: Any) -> Path:
     """Save what belongs to a step below `run`, as a lone rank."""
     saver = Saver(run, replace(CONFIG, train=replace(CONFIG.train, keep_checkpoints=keep, **changes)))
-    saver.save(part_at(step), step, Progress(step, 1, data_offset=3, rewinds=1, best=0.5), best)
+    saver.save(part_at(step), step, Progress(step, 1, 0, data_offset=3, rewinds=1, best=0.5), best)
     saver.close()
     return run / "checkpoints" / f"step-{step:08d}"
 
@@ -64,7 +64,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     path = save_at(tmp_path, 7)
     assert find_latest(tmp_path / "checkpoints") == path
     saved = Checkpoint(path)
-    assert saved.progress == Progress(7, 1, 3, 1, 0.5)
+    assert saved.progress == Progress(7, 1, 0, 3, 1, 0.5)
     assert saved.progress.data_step == 10
     assert saved.updates == 7
     assert loaded_step(tmp_path) == 7

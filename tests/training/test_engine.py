@@ -60,6 +60,12 @@ def test_even_shares_cover_a_tensor_once(numbers: int, world: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("zero", range(4))
+def test_a_closed_engine_leaves_nothing_in_memory(rows: Rows, zero: int) -> None:
+    """The self-check's must not stand beside the run's own."""
+    assert rows["fp32", zero]["left by a closed engine"] == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_norm_is_known(rows: Rows, kind: tuple[str, int]) -> None:
     assert 0 < rows[kind]["gradient_norm"] < 10  # NaN and infinity fail too

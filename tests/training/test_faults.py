@@ -172,6 +172,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert_same_end(small_disk / "stage1", whole("stage1", 2), "stage1")
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_processes_do_not_outlive_their_launcher(city_shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """They would train in the same folder beside those of the next start."""
+    run = Launched(command("stage1", city_shards, tmp_path, [*CHANGES, "train.max_steps=100000"]))
+    run.until_step(tmp_path / "stage1", 4)
+    processes = run.look()
+    run.launcher.send_signal(number)
+    run.launcher.wait()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+
+
 def test_a_fault_that_comes_back_ends_the_run(city_shards: Path, tmp_path: Path) -> None:
     """A start that fails before any new checkpoint is made again `launch.max_restarts` times only."""
     changes = [*CHANGES, "launch.max_restarts=1", "train.hang_timeout=0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -150,7 +149,6 @@ def test_a_replay_that_is_damaged_is_told_in_one_line(
 ) -> None:
     path = Path(shutil.copytree(replay, tmp_path / "replay"))
     damage(path)
-    logging.getLogger().setLevel(logging.ERROR)
     with pytest.raises(UserError, match=told) as error:
         inspect_replay(path)
     assert "\n" not in str(error.value)

@@ -1,8 +1,14 @@
-"""What an export says of its making: stage, data, licences, last metrics, versions, commit."""
+"""What a run says of itself when it starts, and its export of its making.
+
+Contract: an export holds the weights of the run's last checkpoint, and its model card stage, data, licences, last
+metrics, versions and commit.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +18,11 @@ import torch
 
 from pairvpr_dist.config import to_dict
 from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.distributed import gather_objects, world_size
+from pairvpr_dist.files import read_json_lines
+from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training.checkpoint import Progress
+from pairvpr_dist.training.checkpoint import Checkpoint, Progress, name_of
 
 
 def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -49,3 +58,25 @@ def commit() -> str:
         return "unknown"
     answer = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
+
+
+def facts_of_start(total_steps: int, steps_per_epoch: int) -> dict[str, object]:
+    """What the history says of a start; every rank must call."""
+    hosts = gather_objects(socket.gethostname())
+    return {
+        "processes": world_size(),
+        "hosts": sorted(set(hosts)),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "commit": commit(),
+        "total_steps": total_steps,
+        "steps_per_epoch": steps_per_epoch,
+    }
+
+
+def export(config: TrainingConfig, folder: Path, progress: Progress) -> None:
+    """Write the finished model, from its last checkpoint; rank 0 alone."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in PairVPR(config.model).state_dict().items()}
+    weights = Checkpoint(folder / "checkpoints" / name_of(progress.step)).weights(shapes)
+    facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
+    write_export(folder / "export", config.model, weights, facts)

@@ -7,29 +7,23 @@ weight decay are functions of the step. So a run that was stopped and started ag
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import read_json_lines
-from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.agreement import check_agreement
-from pairvpr_dist.training.checkpoint import Checkpoint, Progress
+from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
-from pairvpr_dist.training.facts import commit, training_facts
+from pairvpr_dist.training.facts import export, facts_of_start
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
 from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
@@ -83,7 +77,7 @@ def train_watched(run: Run) -> bool:
     if latest is None and config.train.self_check:
         self_check(config, folder, run.loader, run.schedule)
     engine, progress = start_or_resume(config, latest, run.loader.datasets)
-    add_event(folder, STARTED, progress.step, **facts_of_start(run))
+    add_event(folder, STARTED, progress.step, **facts_of_start(run.schedule.total_steps, run.loader.steps_per_epoch))
     while True:
         try:
             progress = train_steps(run, engine, progress)
@@ -261,25 +255,3 @@ def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progr
         "grad_norm": engine.gradient_norm(),
         "skipped_steps": progress.skipped_steps,
     }
-
-
-def facts_of_start(run: Run) -> dict[str, object]:
-    """What the history says of a start; every rank must call."""
-    hosts = distributed.gather_objects(socket.gethostname())
-    return {
-        "processes": world_size(),
-        "hosts": sorted(set(hosts)),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "commit": commit(),
-        "total_steps": run.schedule.total_steps,
-        "steps_per_epoch": run.loader.steps_per_epoch,
-    }
-
-
-def export(config: TrainingConfig, folder: Path, progress: Progress) -> None:
-    """Write the finished model, from its last checkpoint; rank 0 alone."""
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in PairVPR(config.model).state_dict().items()}
-    weights = Checkpoint(folder / "checkpoints" / checkpoint.name_of(progress.step)).weights(shapes)
-    facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
-    write_export(folder / "export", config.model, weights, facts)

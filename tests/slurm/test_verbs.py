@@ -26,6 +26,7 @@ def wait_until_told(cluster: SlurmCluster, run: Path, state: str) -> None:
     wait_for(lambda: seen.append(told(cluster, run)) or seen[-1].startswith(state), f"'{state}'; {seen[-3:]}")
 
 
+@pytest.mark.slow
 def test_the_life_of_a_run_as_the_verbs_tell_it(cluster: SlurmCluster, city_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = submit(cluster, city_shards, run, ["train.max_steps=100000", "train.checkpoint_every=20"])

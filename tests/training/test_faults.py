@@ -127,7 +127,7 @@ def test_asked_to_stop_it_saves_and_goes_on(
     assert_same_end(tmp_path / "stage1", whole("stage1", 2), "stage1")
 
 
-@pytest.mark.parametrize("file", ["rank-0001.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["rank-0001.safetensors", pytest.param("manifest.json", marks=pytest.mark.slow)])
 def test_a_checkpoint_cut_short_is_passed_over(city_shards: Path, tmp_path: Path, whole: Whole, file: str) -> None:
     arguments = command("stage1", city_shards, tmp_path, [*CHANGES, "train.zero_stage=2"])
     run = Launched(arguments)

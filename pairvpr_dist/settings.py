@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pairvpr_dist.errors import UserError
 
+INDEXES = ("flat", "ivf", "hnsw")
 PATCH = 14  # pixels, the side of a DINOv2 patch
 
 
@@ -258,8 +259,11 @@ class EvalConfig:
     image_size: int | None  # pixels; none: the model's own
     positive_distance: float  # metres, for protocols by UTM
     recall_at: list[int]
+    patience: int | None  # a query ends after so many candidates in a row that are not its best so far; none: never
+    index: str  # flat (exact), or for millions ivf or hnsw
+    index_effort: int | None  # lists visited (ivf) or candidates followed (hnsw) for a query; none: by the size
     batch_size: int  # images per encoder call
-    pair_batch_size: int  # pairs per decoder call
+    pair_batch_size: int | None  # pairs per decoder call; none: found by memory
     workers: int
     feature_budget_gib: float  # dense features kept on disk; what is over is computed again when needed
     precision: str  # auto, bf16 or fp32
@@ -276,8 +280,10 @@ class EvalConfig:
             f"must be at least the last of eval.recall_at={at}; lower that or raise this",
         )
         _require(self.positive_distance > 0, "eval.positive_distance", self.positive_distance, "must be positive")
-        for key in ("batch_size", "pair_batch_size"):
-            _require(getattr(self, key) > 0, f"eval.{key}", getattr(self, key), "must be positive")
+        _require(self.index in INDEXES, "eval.index", self.index, f"must be one of {', '.join(INDEXES)}")
+        for key in ("batch_size", "pair_batch_size", "patience", "index_effort"):
+            value = getattr(self, key)
+            _require(value is None or value > 0, f"eval.{key}", value, "must be positive")
         for key in ("workers", "feature_budget_gib"):
             _require(getattr(self, key) >= 0, f"eval.{key}", getattr(self, key), "must be 0 or more")
         _require(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pairvpr_dist.cli import VERBS, run
+from pairvpr_dist.cli import known_verbs, run
 from pairvpr_dist.errors import exit_on_user_error
 from pairvpr_dist.training.history import STARTED, STOPPED, append_event
 
@@ -108,7 +108,7 @@ def test_mistakes_are_one_line(export: Path, street: Path, tmp_path: Path, capsy
 
 def test_help_shows_examples_without_loading_torch() -> None:
     program = "import sys\nfrom pairvpr_dist import cli\ntry: cli.main()\nfinally: assert 'torch' not in sys.modules"
-    for verb in VERBS:
+    for verb in known_verbs():
         shown = subprocess.run(
             [sys.executable, "-c", program, verb, "--help"], capture_output=True, text=True, check=True
         )

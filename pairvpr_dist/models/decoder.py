@@ -75,15 +75,17 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, *, with_class_token: bool) -> Tensor:
         """x, y: (B, N, C) patch tokens of the encoder, N a square. Returns (B, [1 +] N, D) tokens of x."""
-        grid = round(x.shape[1] ** 0.5)
-        positions = resize_positions(self.pos_embed, (grid, grid)).to(x.dtype)
-        x = self.embed(x) + positions
-        y = self.embed(y) + positions
+        x, y = self.project(x), self.project(y)
         if with_class_token:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x, y)
         return self.norm(x)
+
+    def project(self, dense: Tensor) -> Tensor:
+        """Patch tokens (B, N, C) of the encoder as the blocks take them, with positions: (B, N, D)."""
+        grid = round(dense.shape[1] ** 0.5)
+        return self.embed(dense) + resize_positions(self.pos_embed, (grid, grid)).to(dense.dtype)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -91,7 +91,13 @@ def evaluate(model: PairVPR, protocol: Protocol, config: EvalConfig, out: Path) 
             "image_size": describer.image_size,
             "model": {"path": config.model, "sha256": weights_digest(Path(config.model)), **to_dict(model.config)},
             "ground_truths": {
-                name: figures(candidates.rows, candidates.reranked, positives, config.recall_at)
+                name: figures(
+                    candidates.rows,
+                    candidates.reranked,
+                    positives,
+                    config.recall_at,
+                    protocol.counts_without_positives,
+                )
                 for name, positives in protocol.ground_truths.items()
             },
             **_costs(watch.seconds, protocol, describer),
@@ -123,7 +129,7 @@ def retrieve(
     with watch("search"):
         similarities, rows = search(database, queries, config.top_k)
     with watch("re-rank"):
-        scores = score_candidates(describer, query_features, database_features, rows, config.pair_batch_size)
+        scores = score_candidates(describer, query_features, database_features, rows, config.pair_batch_size or 128)
     require_finite(scores, "pair scores")
     shutil.rmtree(work)
     return Candidates(rows, similarities, scores, order_by_score(scores))

@@ -1,7 +1,7 @@
 """The figures of one evaluation: pure functions of candidates, scores and ground truth.
 
-Contract: recall@N is the share, in per cent, of the counted queries with a positive among the first N; a query without
-any positive in a ground truth is not counted there, and the number of such queries is given.
+Contract: recall@N is the share, in per cent, of the counted queries with a positive among the first N. A query without
+any positive in a ground truth is counted as a failure or not at all, as the protocol has it; their number is given.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ def recalls(hit: np.ndarray, recall_at: list[int]) -> dict[str, float]:
     return {str(n): round(100 * float(hit[:, :n].any(axis=1).mean()), 4) for n in recall_at}
 
 
-def figures(candidates: np.ndarray, reranked: np.ndarray, positives: list[np.ndarray], at: list[int]) -> dict[str, Any]:
-    """All figures of one ground truth, from the candidates' rows (Q, K) by descriptor and by pair score."""
-    counted = np.array([len(rows) > 0 for rows in positives])
+def figures(
+    candidates: np.ndarray, reranked: np.ndarray, positives: list[np.ndarray], at: list[int], count_all: bool
+) -> dict[str, Any]:
+    """All figures of one ground truth, from the candidates' rows (Q, K) by descriptor and by pair score.
+
+    `count_all`: also queries without positives, as failures.
+    """
+    has_positives = np.array([len(rows) > 0 for rows in positives])
+    counted = has_positives | count_all
     before, after = (hits(ranking, positives)[counted] for ranking in (candidates, reranked))
     return {
         "queries_counted": int(counted.sum()),
-        "queries_without_positives": int((~counted).sum()),
+        "queries_without_positives": int((~has_positives).sum()),
         "descriptor_recall": recalls(before, at),
         "reranked_recall": recalls(after, at),
         "unreachable": int((~before.any(axis=1)).sum()),

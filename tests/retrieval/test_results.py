@@ -32,7 +32,7 @@ def test_figures_count_what_reranking_did() -> None:
     positives = [np.array(rows, dtype=np.int64) for rows in ([7], [7], [7], [7], [])]
     candidates = np.array([[1, 7], [7, 1], [7, 1], [1, 2], [7, 1]])
     reranked = np.array([[7, 1], [1, 7], [7, 1], [2, 1], [1, 7]])
-    figure = figures(candidates, reranked, positives, [1, 2])
+    figure = figures(candidates, reranked, positives, [1, 2], count_all=False)
     assert figure == {
         "queries_counted": 4,
         "queries_without_positives": 1,

@@ -27,9 +27,15 @@ class Protocol:
     root: Path
     database: list[str]  # names relative to root
     queries: list[str]
-    ground_truths: dict[str, list[np.ndarray]]  # name -> per query the ascending rows of its positives; first: primary
+    # name -> per query the ascending rows of its positives; first: primary; empty where the benchmark keeps it secret
+    ground_truths: dict[str, list[np.ndarray]]
     database_utm: np.ndarray | None = None  # (M, 2) metres east and north, where the protocol knows them
     query_utm: np.ndarray | None = None  # (Q, 2)
+    database_group: np.ndarray | None = None  # (M,) int: a query is searched among the images of its own group alone
+    query_group: np.ndarray | None = None  # (Q,) int
+    counts_without_positives: bool = False  # a query without positives is a failure; else it is left out
+    published_counts: tuple[int, int] | None = None  # database images and queries of the published split
+    takes_submission: bool = False  # answers are handed in as a file of keys: file names without suffix
 
     @property
     def database_paths(self) -> list[Path]:
@@ -43,14 +49,28 @@ class Protocol:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the names and every ground truth; equal digests, comparable figures."""
+        """sha256 over the names, groups and every ground truth; equal digests, comparable figures."""
         sha = hashlib.sha256()
         for title, names in (("database", self.database), ("queries", self.queries)):
             sha.update(f"{title} {len(names)}\n".encode() + "".join(f"{name}\n" for name in names).encode())
         for title, positives in self.ground_truths.items():
             sha.update(f"ground truth {title}\n".encode())
             sha.update("".join(f"{' '.join(map(str, rows))}\n" for rows in positives).encode())
+        for title, group in (("database", self.database_group), ("query", self.query_group)):
+            if group is not None:
+                sha.update(f"{title} groups {' '.join(map(str, group))}\n".encode())
+        if self.counts_without_positives:
+            sha.update(b"queries without positives count\n")
         return sha.hexdigest()
+
+    @property
+    def deviation(self) -> str | None:
+        """How the counts differ from the published split's, in words; None where they are the same or not known."""
+        found = (len(self.database), len(self.queries))
+        if self.published_counts is None or found == self.published_counts:
+            return None
+        parts = zip(found, self.published_counts, ("database images", "queries"), strict=True)
+        return ", ".join(f"{have:,} of {published:,} {what}" for have, published, what in parts)
 
     def distance(self, query: int, row: int) -> float | None:
         """Metres between a query and a database image; None where the protocol knows no positions."""

@@ -179,7 +179,7 @@ class _Linear:
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
 
     @classmethod
-    def like(cls, layer: nn.Linear, dtype: torch.dtype) -> _Linear:
+    def like(cls, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> _Linear:
         """The same layer in `dtype`."""
         assert layer.bias is not None
         return cls(layer.weight, layer.bias, dtype)

@@ -107,6 +107,46 @@ def from_rank_0(choose: Callable[[], T]) -> T:
     return answer[0]
 
 
+def fetch_rows(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """What this rank wants of the rows of all ranks, with gradient; every rank must call, with equally many rows.
+
+    rows: (B, ...); wanted: (M,) int64, rows of `gather(rows)`, in any order and any number of times. Returns a table
+    (T, ...) and places (M,), so that `table[places]` is `gather(rows)[wanted]`. A row travels to a rank at most once, and
+    nothing else travels. Ranks tell each other what they want, so that none has to guess what another one mined.
+    """
+    if world_size() == 1:
+        return rows, wanted
+    distinct, places = wanted.unique(return_inverse=True)
+    receives = torch.bincount(distinct // len(rows), minlength=world_size())
+    sends = torch.empty_like(receives)
+    dist.all_to_all_single(sends, receives)
+    splits = receives.tolist(), sends.tolist()
+    asked = _all_to_all(distinct, splits[1], splits[0])
+    table: Tensor = _AllToAll.apply(rows[asked - rank() * len(rows)], *splits)
+    return table, places
+
+
+def _all_to_all(rows: Tensor, receives: list[int], sends: list[int]) -> Tensor:
+    """`sends[r]` rows go to rank r, in rank order; `receives[r]` rows come from it."""
+    received = rows.new_empty((sum(receives), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), receives, sends)
+    return received
+
+
+class _AllToAll(torch.autograd.Function):
+    """`_all_to_all`, and the gradients of the received rows back to where they came from."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, receives: list[int], sends: list[int]) -> Tensor:
+        ctx.splits = receives, sends
+        return _all_to_all(rows, receives, sends)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        receives, sends = ctx.splits
+        return _all_to_all(gradient, sends, receives), None, None
+
+
 class _Gather(torch.autograd.Function):
     """`gather`, and back the own rows of the summed gradient.
 

@@ -148,14 +148,14 @@ class MaskedModellingConfig:
 class PlaceRecognitionConfig:
     """Stage 2: Multi-Similarity loss of the descriptor plus cross-entropy of the pair score."""
 
-    alpha: float
-    beta: float
-    base: float
-    epsilon: float  # margin of the Multi-Similarity miner
+    descriptor_loss: str  # a loss of pytorch-metric-learning with its arguments: Name(argument=number, ...)
+    descriptor_miner: str | None  # likewise a miner; none: the loss sees all pairs
     pair_loss_weight: float
     pair_loss_warmup_steps: list[int]  # the weight rises linearly from 0 between these two steps; [0, 0] is at once
+    chunks: int  # a rank's images and pairs pass in so many parts, of one of which activations are held at a time
 
     def __post_init__(self) -> None:
+        _require(self.chunks > 0, "objective.chunks", self.chunks, "must be positive")
         ramp = self.pair_loss_warmup_steps
         _require(
             len(ramp) == 2 and 0 <= ramp[0] <= ramp[1],
@@ -210,8 +210,9 @@ class TrainConfig:
     checkpoint_every: int  # steps between two checkpoints; one is always written at the end
     keep_checkpoints: int  # this many newest checkpoints stay
     keep_every: int  # checkpoints of the multiples of this step stay for ever; 0: none
-    best_metric: str | None  # a metric of validation; the checkpoint of its best value stays; none: no such
+    best_metric: str | None  # a metric of validation; its best checkpoint stays and is exported; none: the last one is
     best_is: str  # min or max
+    early_stop: int  # this many validations in a row without a new best end the run; 0: never
     self_check: bool  # before the first step: one step, save, load and compare
     max_skipped_steps: int  # this many non-finite steps in a row end the run, or rewind it
     max_rewinds: int  # times that a run returns to its last good checkpoint, past the bad data, before it ends
@@ -227,12 +228,26 @@ class TrainConfig:
         _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "must be positive")
         for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
-        for key in ("validate_every", "keep_every", "max_rewinds", "hang_timeout"):
+        for key in ("early_stop", "validate_every", "keep_every", "max_rewinds", "hang_timeout"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "must be 0 or more")
         _require(self.best_is in ("min", "max"), "train.best_is", self.best_is, "must be min or max")
+        _require(not self.early_stop or self.best_metric is not None, "train.early_stop", self.early_stop,
+                 "needs train.best_metric, of which no new best comes")  # fmt: skip
         steps = self.profile_steps
         _require(not steps or (len(steps) == 2 and 0 < steps[0] <= steps[1]), "train.profile_steps", steps,
                  "must be empty, or the first and the last step")  # fmt: skip
+
+
+@dataclass
+class RecallConfig:
+    """Two-stage retrieval at each validation of stage 2."""
+
+    data: str | None  # the data set as it lies on disk; none: recall is not measured
+    protocol: str  # a name of retrieval/protocols
+    positive_distance: float  # metres, for protocol folder
+    top_k: int  # candidates per query that are re-ranked
+    recall_at: list[int]
+    feature_budget_gib: float  # features kept on disk; what is over is computed again when needed
 
 
 @dataclass
@@ -327,6 +342,7 @@ class Stage2Config(RunConfig):
     data: DataConfig
     objective: PlaceRecognitionConfig
     optim: OptimConfig
+    recall: RecallConfig
     train: TrainConfig
 
 

@@ -2,12 +2,13 @@
 
 Contract: `Encoder(images, mask)` returns the class token and the patch tokens after the final LayerNorm. Hidden
 patches are replaced by the mask token before the position is added, and all tokens run through all blocks. The frozen
-blocks, and all below them, run without graph. Any image size that 14 divides; the position table stays at 37 x 37 and
-is resized per input.
+blocks, and all below them, run without graph; the others' activations can be computed again in the backward pass. Any
+image size that 14 divides; the position table stays at 37 x 37 and is resized per input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.models.patches import sincos_positions
@@ -40,6 +42,16 @@ PRESETS = {
     "dinov2_vitl14_reg": EncoderPreset("vit_large_patch14_reg4_dinov2", 1024, 24, 16),
     "dinov2_vitg14_reg": EncoderPreset("vit_giant_patch14_reg4_dinov2", 1536, 40, 24),
 }
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, of which only the inputs are held for the backward pass.
+
+    Not re-entrant, so that a parameter's gradient is whole once a backward pass, as ZeRO wants it; and to its end, so
+    that ZeRO-3 divides again what it gathered.
+    """
+    with set_checkpoint_early_stop(False):
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def preset(name: str) -> EncoderPreset:
@@ -81,20 +93,26 @@ class Encoder(nn.Module):
             for parameter in [*embeddings, *(p for module in frozen for p in module.parameters())]:
                 parameter.requires_grad_(False)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, recompute: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Encode normalised images.
 
-        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden.
+        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `recompute`: hold no activations
+        of trained blocks for the backward pass, which computes them again.
         Returns the class token (B, C) and the patch tokens (B, N, C).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):
             tokens = self._embed(images, mask)
             for block in self.vit.blocks[: self.frozen_blocks]:
                 tokens = block(tokens)
+        tokens = recomputed(self._trained, tokens) if recompute else self._trained(tokens)
+        return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+
+    def _trained(self, tokens: Tensor) -> Tensor:
         for block in self.vit.blocks[self.frozen_blocks :]:
             tokens = block(tokens)
-        tokens = self.vit.norm(tokens)
-        return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+        return self.vit.norm(tokens)
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         patches = self.vit.patch_embed(images.to(self.mask_token.dtype))  # (B, rows, columns, C)

@@ -49,15 +49,15 @@ class PairVPR(nn.Module):
             nn.Linear(config.decoder_dim, config.pair_hidden_dim), nn.ReLU(), nn.Linear(config.pair_hidden_dim, 1)
         )
 
-    def describe(self, images: Tensor) -> Description:
+    def describe(self, images: Tensor, *, recompute: bool = False) -> Description:
         """Descriptor and dense features of normalised images (B, 3, S, S), S a multiple of 14.
 
-        Raises `ValueError` for images that are not square: the decoder knows dense features by their number alone.
+        `recompute`: see `Encoder`. Raises `ValueError` for images that are not square: the decoder knows dense features by their number alone.
         """
         if images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images of {tuple(images.shape)} are not square; resize them first")
-        class_token, dense = self.encoder(images)
-        return Description(F.normalize(self.descriptor_head(class_token).float(), dim=-1), dense)
+        class_token, dense = self.encoder(images, recompute=recompute)
+        return Description(unit_length(self.descriptor_head(class_token)), dense)
 
     def score_pairs(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (B,) that x and y show one place, from dense features (B, N, C). Not symmetric: x is updated."""
@@ -91,6 +91,17 @@ class PairVPR(nn.Module):
         """Write an export folder. `facts` (stage, data, licence, metrics, commit) goes into the model card."""
         state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_export(Path(folder), self.config, state, facts or {})
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """L2-normalise (..., D), in fp32, without overflow or division by nothing for any finite input, forward or backward.
+
+    Squares of numbers above 1e19 or below 1e-23 leave fp32, so vectors are first scaled by their largest number, which
+    changes nothing, its gradient included. Below 1e-6 they come out shorter than 1, and zero stays zero.
+    """
+    vectors = vectors.float()
+    scaled = vectors / vectors.detach().abs().amax(dim=-1, keepdim=True).clamp_min(1e-6)
+    return F.normalize(scaled, dim=-1, eps=1.0)
 
 
 def write_export(folder: Path, config: ModelConfig, state: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,22 +120,52 @@ def test_no_ramp_is_1_from_the_first_step() -> None:
     assert [ramp(step, 0, 0) for step in (0, 1, 100)] == [1, 1, 1]
 
 
+Measured = dict[tuple[str, int], dict[str, Any]]  # case of exactness_program.py, chunks
+CASES = ("places", "the first rank has one place", "no negatives")
+
+
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
-    """Losses and gradients of one batch of 6 places on 1 and 3 processes; see gather_program.py."""
-    out = tmp_path_factory.mktemp("gather")
-    for world in (1, 3):
-        run_program(HERE / "gather_program.py", world, out / f"{world}.pt")
-    return {world: torch.load(out / f"{world}.pt") for world in (1, 3)}
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Measured]:
+    """What stage 2 makes of batches of 6 places on 1, 2 and 3 processes; see exactness_program.py."""
+    out = tmp_path_factory.mktemp("exactness")
+    for world in (1, 2, 3):
+        run_program(HERE / "exactness_program.py", world, out / f"{world}.pt")
+    return {world: torch.load(out / f"{world}.pt") for world in (1, 2, 3)}
 
 
-def test_the_descriptor_loss_of_all_ranks_is_that_of_one_process(gradients: dict[int, dict[str, Tensor]]) -> None:
-    """Value on every rank, and the gradient once it is averaged over ranks, as ZeRO does."""
-    one, several = gradients[1], gradients[3]
-    assert one.keys() == several.keys()
-    assert sum(bool(value.abs().sum() > 1e-3) for value in one.values()) > 10
-    for name, expected in one.items():
-        torch.testing.assert_close(several[name], expected.expand_as(several[name]), rtol=1e-4, atol=1e-6, msg=name)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("world", "chunks"), [(1, 4), (2, 1), (2, 4), (3, 1), (3, 4)])
+def test_ranks_and_chunks_change_nothing(
+    measured: dict[int, Measured], world: int, chunks: int, case: str
+) -> None:
+    """Triplets on every rank; loss, metrics and gradients once they are averaged over ranks, as ZeRO does."""
+    one, several = measured[1][case, 1], measured[world][case, chunks]
+    assert torch.equal(several["triplets"], one["triplets"].expand_as(several["triplets"]))
+    for name in ("loss", "loss/descriptor", "loss/pair", "pair_accuracy"):
+        torch.testing.assert_close(several[name], one[name], rtol=1e-5, atol=1e-7, msg=name)
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(several["gradients"][name], expected, rtol=2e-4, atol=1e-6, msg=name)
+
+
+def test_the_comparison_compares_something(measured: dict[int, Measured]) -> None:
+    of_places = measured[1]["places", 1]
+    moved = [name for name, value in of_places["gradients"].items() if value.abs().max() > 1e-4]
+    assert any(name.startswith("decoder.blocks") for name in moved)
+    assert any(name.startswith("encoder.vit.blocks") for name in moved)
+    complete = {case: measured[3][case, 1]["triplets"][0, 2] for case in CASES}
+    assert complete["places"].all()
+    assert complete["the first rank has one place"].all()  # its negatives lie on other ranks
+    assert not complete["no negatives"].any()
+    assert float(measured[3]["no negatives", 1]["loss/pair"]) == 0
+
+
+def test_memory_of_a_rank_falls_with_ranks_and_chunks(measured: dict[int, Measured]) -> None:
+    """Bytes held for the backward pass, beside weights."""
+    held = {(world, chunks): int(measured[world]["places", chunks]["held"].max()) for world in (1, 2, 3)
+            for chunks in (1, 4)}  # fmt: skip
+    assert held[2, 1] < 0.6 * held[1, 1]
+    assert held[3, 1] < 0.45 * held[1, 1]
+    assert held[1, 4] < 0.2 * held[1, 1]
 
 
 def test_the_pair_loss_is_told_for_each_data_set(model: PairVPR) -> None:

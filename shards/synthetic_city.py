@@ -22,13 +22,19 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import new_folder
 from shards.city.places import City, CityPlace, CityView
 from shards.city.settings import Difficulty
-from shards.formats import folder, gldv2, gsv_cities, sfxl, write
+from shards.formats import folder, gldv2, gsv_cities, msls, sfxl, write
 from shards.formats.folder import TEST_WORLD
 from shards.formats.names import file_name
 
 __all__ = ["TEST_WORLD", "City", "CityPlace", "CityView", "Difficulty", "file_name", "write_folder", "write_format"]
 
-FORMATS: dict[str, ModuleType] = {"folder": folder, "sfxl": sfxl, "gsv-cities": gsv_cities, "gldv2": gldv2}
+FORMATS: dict[str, ModuleType] = {
+    "folder": folder,
+    "sfxl": sfxl,
+    "gsv-cities": gsv_cities,
+    "gldv2": gldv2,
+    "msls": msls,
+}
 LEAST = {
     "places": 1,
     "test_places": 0,
@@ -48,11 +54,11 @@ OPTIONS = {  # of the forms
     "seed": "names the city",
     "cities": "cities, gsv-cities only",
     "test_places": "places of another city to test on, folder only",
-    "database_views": "of a test place, folder only",
-    "query_views": "of a test place, folder only",
+    "database_views": "of a test place, folder and msls",
+    "query_views": "of a test place, folder and msls",
     "size": "pixels, side of a view, folder only",
-    "panorama_width": "pixels, sfxl and folder with --panoramas; the height follows",
-    "photograph_width": "pixels, gsv-cities and the longest of gldv2; the height follows",
+    "panorama_width": "pixels, sfxl, msls and folder with --panoramas; the height follows",
+    "photograph_width": "pixels, gsv-cities, msls and the longest of gldv2; the height follows",
 }
 
 

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pairvpr_dist.errors import UserError, nearest
+from pairvpr_dist.retrieval.protocols import msls
 from pairvpr_dist.retrieval.protocols.folder import read_folder
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
 
 __all__ = ["PROTOCOLS", "Protocol", "load_protocol"]
 
-PROTOCOLS: dict[str, Callable[[Path, float], Protocol]] = {"folder": read_folder}
+PROTOCOLS: dict[str, Callable[[Path, float], Protocol]] = {
+    "folder": read_folder,
+    "msls-val": msls.read_val,
+    "msls-val-full": msls.read_val_full,
+    "msls-challenge": msls.read_challenge,
+    "msls-challenge-per-city": msls.read_challenge_per_city,
+}
 
 
 def load_protocol(name: str, data: str | Path, positive_distance: float) -> Protocol:

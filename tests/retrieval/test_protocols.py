@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols import load_protocol
-from pairvpr_dist.retrieval.protocols.folder import positives_within
+from pairvpr_dist.retrieval.protocols.positions import positives_within
 
 CSV = "query,positives,strict\nq1.jpg,a.jpg sub/b.PNG,\nq2.jpg,sub/b.PNG,sub/b.PNG\n"
 

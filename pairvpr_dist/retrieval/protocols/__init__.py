@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pairvpr_dist.errors import UserError, nearest
-from pairvpr_dist.retrieval.protocols import msls
+from pairvpr_dist.retrieval.protocols import msls, nordland, pitts, sfxl, tokyo
 from pairvpr_dist.retrieval.protocols.folder import read_folder
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
 
@@ -18,13 +18,23 @@ PROTOCOLS: dict[str, Callable[[Path, float], Protocol]] = {
     "msls-val-full": msls.read_val_full,
     "msls-challenge": msls.read_challenge,
     "msls-challenge-per-city": msls.read_challenge_per_city,
+    **pitts.READERS,
+    **tokyo.READERS,
+    **nordland.READERS,
+    **sfxl.READERS,
 }
+PUBLISHED_DISTANCE = 25.0  # metres, of every protocol but `folder`
 
 
 def load_protocol(name: str, data: str | Path, positive_distance: float) -> Protocol:
     """The protocol `name` over the data set at `data`. `UserError` for an unknown name or data that do not fit it."""
     if name not in PROTOCOLS:
         raise UserError(f"eval.protocol={name}: unknown protocol; {nearest(name, PROTOCOLS)}")
+    if name != "folder" and positive_distance != PUBLISHED_DISTANCE:
+        raise UserError(
+            f"eval.positive_distance={positive_distance:g}: {name} has {PUBLISHED_DISTANCE:g} m; leave the key out, or "
+            "evaluate with eval.protocol=folder"
+        )
     root = Path(data)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the data set with eval.data")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pairvpr_dist.data.at_names import parse_at_name
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.retrieval.protocols.positions import located_by_name, protocol_within
 from pairvpr_dist.retrieval.protocols.protocol import Protocol, as_rows, list_images, require_positives
 
 GROUND_TRUTH = "ground_truth.csv"
-Position = tuple[float, float, str]  # east, north in metres, zone ("" where the name leaves it out)
 
 
 def read_folder(root: Path, positive_distance: float) -> Protocol:
@@ -29,11 +28,10 @@ def read_folder(root: Path, positive_distance: float) -> Protocol:
         ground_truths = read_ground_truth(table, database, queries)
         require_positives(ground_truths, table, "fill or remove the column")
         return Protocol("folder", root, database, queries, ground_truths)
-    database_at, queries_at = (_positions(root, names) for names in (database, queries))
-    ground_truths = {f"within {positive_distance:g} m": positives_within(positive_distance, queries_at, database_at)}
-    require_positives(ground_truths, root, "set eval.positive_distance, or check the positions in the names")
-    database_utm, query_utm = (np.array([at[:2] for at in ats]) for ats in (database_at, queries_at))
-    return Protocol("folder", root, database, queries, ground_truths, database_utm, query_utm)
+    remedy = f" and no {GROUND_TRUTH}; write {table}, or name the files @EAST@NORTH@...@.jpg"
+    at = [located_by_name(root, names, remedy) for names in (database, queries)]
+    remedy = "set eval.positive_distance, or check the positions in the names"
+    return protocol_within(positive_distance, "folder", root, at[0], at[1], remedy)
 
 
 def read_ground_truth(table: Path, database: list[str], queries: list[str]) -> dict[str, list[np.ndarray]]:
@@ -65,31 +63,6 @@ def read_ground_truth(table: Path, database: list[str], queries: list[str]) -> d
             positives = [_row(database_rows, name, f"{where}: positive", "database/") for name in cell.split()]
             ground_truths[column][query] = as_rows(positives)
     return ground_truths
-
-
-def positives_within(distance: float, queries: list[Position], database: list[Position]) -> list[np.ndarray]:
-    """Per query the rows of the database within `distance` metres, the limit included, in the query's UTM zone."""
-    zones = np.array([zone for _, _, zone in database])
-    at = np.array([position[:2] for position in database])
-    order = np.argsort(at[:, 0], kind="stable")  # sorted by east, only a narrow band has to be measured per query
-    east = at[order, 0]
-    positives = []
-    for e, n, zone in queries:
-        band = order[np.searchsorted(east, e - distance, "left") : np.searchsorted(east, e + distance, "right")]
-        near = np.hypot(*(at[band] - (e, n)).T) <= distance
-        positives.append(as_rows(band[near & (zones[band] == zone)]))
-    return positives
-
-
-def _positions(root: Path, names: list[str]) -> list[Position]:
-    found = [parse_at_name(name) for name in names]
-    positions = [(at.east, at.north, at.zone) for at in found if at]
-    if len(positions) < len(names):
-        raise UserError(
-            f"{root / names[found.index(None)]}: no UTM position in the name and no {GROUND_TRUTH}; "
-            f"write {root / GROUND_TRUTH}, or name the files @EAST@NORTH@...@.jpg"
-        )
-    return positions
 
 
 def _row(rows: dict[str, int], name: str, what: str, folder: str) -> int:

@@ -35,6 +35,7 @@ class Protocol:
     query_group: np.ndarray | None = None  # (Q,) int
     counts_without_positives: bool = False  # a query without positives is a failure; else it is left out
     published_counts: tuple[int, int] | None = None  # database images and queries of the published split
+    database_rounded_to: int = 1  # the published database is known to so many images
     takes_submission: bool = False  # answers are handed in as a file of keys: file names without suffix
 
     @property
@@ -66,11 +67,13 @@ class Protocol:
     @property
     def deviation(self) -> str | None:
         """How the counts differ from the published split's, in words; None where they are the same or not known."""
-        found = (len(self.database), len(self.queries))
+        unit = self.database_rounded_to
+        found = (round(len(self.database) / unit) * unit, len(self.queries))
         if self.published_counts is None or found == self.published_counts:
             return None
-        parts = zip(found, self.published_counts, ("database images", "queries"), strict=True)
-        return ", ".join(f"{have:,} of {published:,} {what}" for have, published, what in parts)
+        database, queries = self.published_counts
+        about = "about " if unit > 1 else ""
+        return f"{len(self.database):,} of {about}{database:,} database images, {found[1]:,} of {queries:,} queries"
 
     def distance(self, query: int, row: int) -> float | None:
         """Metres between a query and a database image; None where the protocol knows no positions."""

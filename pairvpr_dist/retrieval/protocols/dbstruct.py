@@ -1,0 +1,92 @@
+"""The struct `dbStruct` of MATLAB files, in which Pittsburgh and Tokyo 24/7 state their splits.
+
+Contract: scipy reads the file as data, nothing in it runs. Names are as the file has them, checked to stay below a
+folder and to be different; positions are UTM metres, one zone, known by the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.retrieval.protocols.listed import check_files, check_names
+
+
+@dataclass(frozen=True)
+class DbStruct:
+    """One split."""
+
+    path: Path
+    which_set: str  # train, val or test
+    database: list[str]
+    queries: list[str]  # may be empty
+    database_utm: np.ndarray  # (M, 2) metres east and north
+    query_utm: np.ndarray  # (Q, 2)
+
+
+def read_dbstruct(path: Path, distance: float) -> DbStruct:
+    """The split of a file. Raises `UserError` for a file of another kind or another distance of positives (metres)."""
+    fields = _load(path)
+    radius = float(np.asarray(fields["posDistThr"], dtype=np.float64).reshape(-1)[0])
+    if radius != distance:
+        raise UserError(
+            f"{path}: posDistThr is {radius:g} m, the benchmark's is {distance:g} m; take the published file"
+        )
+    database, database_utm = _images(path, fields, "dbImageFns", "utmDb")
+    queries, query_utm = _images(path, fields, "qImageFns", "utmQ")
+    database = check_names(database, path)
+    queries = check_names(queries, path) if queries else []
+    return DbStruct(path, str(fields["whichSet"]), database, queries, database_utm, query_utm)
+
+
+def below(root: Path, folders: Sequence[str], names: list[str], index: Path, suffixes: Sequence[str] = ("",)) -> list:
+    """The files of an index: `names`, in the first of `folders` that holds the first of them, relative to `root`.
+
+    `suffixes` ("" keeps the name's own) are tried in order. Raises `UserError` when a file is missing.
+    """
+    for suffix in suffixes:
+        files = [str(Path(name).with_suffix(suffix)) if suffix else name for name in names]
+        for folder in folders:
+            if (root / folder / files[0]).is_file():
+                files = [(Path(folder) / name).as_posix() for name in files]
+                check_files(root, files, index)
+                return files
+    places = ", ".join("the folder itself" if folder == "." else f"{folder}/" for folder in folders)
+    raise UserError(f"{root}: '{names[0]}', which {index} names, lies in none of {places}; unpack the images there")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    try:
+        fields = loadmat(path, simplify_cells=True).get("dbStruct")
+    except NotImplementedError:
+        raise UserError(f"{path}: is of MATLAB 7.3; save it with -v7, or take the published file") from None
+    except Exception as error:  # a damaged file can raise anything in scipy's reader
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not readable as a MATLAB file ({why}); copy it again") from None
+    needed = {"whichSet", "dbImageFns", "utmDb", "qImageFns", "utmQ", "posDistThr"}
+    missing = sorted(needed - set(fields)) if isinstance(fields, dict) else ["dbStruct"]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}; take the file of the data set that states its split")
+    return dict(fields)
+
+
+def _images(path: Path, fields: dict[str, Any], names_key: str, utm_key: str) -> tuple[list[str], np.ndarray]:
+    """Names and (n, 2) positions; a cell or a matrix of one column comes from scipy without that dimension."""
+    names = np.atleast_1d(np.asarray(fields[names_key], dtype=object)).reshape(-1).tolist()
+    try:
+        utm = np.asarray(fields[utm_key], dtype=np.float64)
+    except (TypeError, ValueError):
+        utm = np.empty(0)
+    utm = utm.reshape(2, -1) if utm.size == 2 * len(names) and utm.shape[:1] in ((2,), (0,)) else np.empty((2, 0))
+    if utm.shape[1] != len(names) or not np.isfinite(utm).all() or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{path}: {utm_key} is not east and north of the images in {names_key}; take the published file"
+        )
+    return names, utm.T

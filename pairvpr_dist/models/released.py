@@ -1,15 +1,18 @@
 """The names and shapes of the files that Pair-VPR's and DINOv2's authors released. Pure functions of state dicts.
 
 Contract: `from_released` maps a released Pair-VPR state to ours with every key accounted for; sizes are inferred from
-shapes, heads are width / 64. DINOv2's class position is folded into the class token (as timm has it), which leaves
-every output as it was.
+shapes; there is a head per 64 numbers of the width. DINOv2's class position is folded into the class token (as timm has it), which leaves
+every output as it was. `to_released` is the way back, bit for bit in both directions: with what `set_aside` kept of a
+released state it gives that state again, and without, a state whose tensors come in again as they went out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pairvpr_dist.errors import UserError
@@ -17,6 +20,7 @@ from pairvpr_dist.models.encoder import PRESETS
 from pairvpr_dist.settings import PATCH, ModelConfig
 
 ENCODER = "encoder.model."
+HEAD_WIDTH = 64  # of the decoder; a released file does not say how many heads there are
 PREFIXES = {
     "decoder_embed.": "decoder.embed.",
     "dec_norm.": "decoder.norm.",
@@ -25,8 +29,10 @@ PREFIXES = {
     "classvprmodule.": "pair_head.",
 }
 NAMES = {"dec_pos_embed": "decoder.pos_embed", "decoder_clstoken": "decoder.class_token"}
-UNUSED = {"mask_token", "dec_pos_embed_cls"}  # the first is never read, the second repeats dec_pos_embed
+UNUSED = ("mask_token", "dec_pos_embed_cls")  # the first is never read, the second repeats dec_pos_embed
 CROSS = {"projq": "q", "projk": "k", "projv": "v", "proj": "proj"}
+SWIGLU = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
+CLASS_TOKEN, CLASS_POSITION = f"{ENCODER}cls_token", f"{ENCODER}pos_embed.class"  # two tensors where we have their sum
 
 
 def is_released(state: dict[str, Tensor]) -> bool:
@@ -47,10 +53,9 @@ def encoder_from_released(state: dict[str, Tensor], where: Path) -> dict[str, Te
         "vit.reg_token": state["register_tokens"],
         "vit.pos_embed": position[:, 1:],
     }
-    swiglu = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
     for key, value in state.items():
         if key not in needed:
-            for theirs, mine in swiglu.items():
+            for theirs, mine in SWIGLU.items():
                 key = key.replace(theirs, mine)
             ours[f"vit.{key}"] = value
     return ours
@@ -64,6 +69,68 @@ def from_released(state: dict[str, Tensor], where: Path) -> tuple[ModelConfig, d
         if not key.startswith(ENCODER) and key not in UNUSED:
             ours[_our_name(key)] = value
     return _infer_config(ours, where), ours
+
+
+def set_aside(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a released state holds and our model has no place for, for `to_released`."""
+    kept = {key: state[key] for key in UNUSED if key in state}
+    position = state[f"{ENCODER}pos_embed"][:, :1].clone()  # not a view that would be saved with the whole table
+    return {**kept, CLASS_TOKEN: state[CLASS_TOKEN], CLASS_POSITION: position}
+
+
+def to_released(
+    state: dict[str, Tensor], kept: dict[str, Tensor] | None = None, absent: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Our state under the released names.
+
+    `kept`: what `set_aside` gave of the released state that this one came from. `absent`: names of ours, or their
+    beginnings, that the file shall not hold: the heads that a file of stage 1 lacks.
+    """
+    theirs = {} if kept is None else {key: kept[key] for key in UNUSED if key in kept}
+    if kept is None:
+        table = state["decoder.pos_embed"]
+        theirs["mask_token"] = torch.zeros(1, 1, table.shape[1])
+        if "decoder.class_token" not in absent:
+            theirs["dec_pos_embed_cls"] = torch.cat([torch.zeros_like(table[:1]), table])
+    theirs |= _encoder_to_released(state, kept or {})
+    for key, value in state.items():
+        if not key.startswith(("encoder.", *absent)):
+            theirs[_their_name(key)] = value
+    return theirs
+
+
+def _encoder_to_released(state: dict[str, Tensor], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    token = state["encoder.vit.cls_token"]
+    # Adding -0.0 changes no bit of any number, where +0.0 would turn -0.0 into +0.0.
+    theirs, position = kept.get(CLASS_TOKEN, token), kept.get(CLASS_POSITION, torch.full_like(token, -0.0))
+    encoder = {
+        CLASS_TOKEN: theirs,
+        f"{ENCODER}register_tokens": state["encoder.vit.reg_token"],
+        f"{ENCODER}pos_embed": torch.cat([position, state["encoder.vit.pos_embed"]], dim=1),
+        f"{ENCODER}mask_token": state["encoder.mask_token"],
+    }
+    first, second = (state[f"encoder.vit.blocks.0.mlp.{name}.weight"] for name in ("fc1", "fc2"))
+    gated = first.shape[0] == 2 * second.shape[1]
+    done = ("cls_token", "reg_token", "pos_embed")
+    for key, value in state.items():
+        name = key.removeprefix("encoder.vit.")
+        if name != key and name not in done:
+            for swiglu, mine in SWIGLU.items() if gated else ():
+                name = name.replace(mine, swiglu)
+            encoder[ENCODER + name] = value
+    return encoder
+
+
+def _their_name(key: str) -> str:
+    for theirs, mine in {**NAMES, **PREFIXES}.items():
+        if key.startswith(mine):
+            return theirs + key.removeprefix(mine)
+    block = re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", key)
+    assert block, key  # of our own model, all of whose names are above
+    inner = block[2]
+    for theirs, mine in CROSS.items():
+        inner = re.sub(rf"^cross_attn\.{mine}\.", f"cross_attn.{theirs}.", inner)
+    return f"dec_blocks.{block[1]}.{inner}"
 
 
 def _our_name(key: str) -> str:
@@ -96,7 +163,7 @@ def _infer_config(ours: dict[str, Tensor], where: Path) -> ModelConfig:
         frozen_blocks=0,
         decoder_dim=table.shape[1],
         decoder_depth=_count(ours, r"decoder\.blocks\.(\d+)\."),
-        decoder_heads=table.shape[1] // 64,
+        decoder_heads=table.shape[1] // HEAD_WIDTH,
         descriptor_dim=512 if descriptor is None else descriptor.shape[0],
         pair_hidden_dim=512 if pair is None else pair.shape[0],
     )

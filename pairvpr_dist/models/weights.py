@@ -55,11 +55,30 @@ def read_model_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             raise UserError(f"{path / 'config.json'}: no key 'model'; it should be that of an export folder")
         config = config_from_dict(ModelConfig, content["model"], str(path / "config.json"))
         return config, read_tensors(path / "model.safetensors")
-    content = read_tensors(path)
+    state = state_in(read_tensors(path), path)
+    if is_released(state):
+        return from_released(state, path)
+    if is_dinov2(state):
+        raise UserError(f"{path}: an encoder alone, without decoder and heads; pairvpr import makes a model around it")
+    raise UserError(f"{path}: neither an export folder nor a released Pair-VPR file")
+
+
+def state_in(content: dict[str, Any], where: Path) -> dict[str, Tensor]:
+    """The state dict in a file's content, alone or under `model` beside a training's other state."""
     state = content.get("model", content)
-    if not is_released(state):
-        raise UserError(f"{path}: neither an export folder nor a released Pair-VPR file")
-    return from_released(state, path)
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"{where}: holds no state dict, neither by itself nor as 'model'")
+    return state
+
+
+def is_dinov2(state: dict[str, Tensor]) -> bool:
+    """Whether the state dict carries the names of a DINOv2 encoder, as released or as timm has it."""
+    return {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"} <= state.keys()
+
+
+def absent_heads(state: dict[str, Tensor]) -> list[str]:
+    """The heads, or their beginnings, that a released file of stage 1 lacks."""
+    return [head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state)]
 
 
 def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
@@ -69,8 +88,7 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
     """
     own = model.state_dict()
     state = dict(state)
-    heads = () if where.is_dir() else STAGE2_HEADS
-    fresh = [head for head in heads if not any(key.startswith(head) for key in state)]
+    fresh = [] if where.is_dir() else absent_heads(state)
     for key in own:
         if key.startswith(tuple(fresh)) and fresh:
             state[key] = own[key]

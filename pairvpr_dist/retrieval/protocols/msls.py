@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.retrieval.protocols.folder import positives_within
+from pairvpr_dist.retrieval.protocols.positions import Position, protocol_within
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
 
 VALIDATION = ("cph", "sf")
 CHALLENGE = ("athens", "bengaluru", "buenosaires", "kampala", "miami", "stockholm")
 SIDES = ("database", "query")
+POSITIONS = "postprocessed.csv"
+REMEDY = f"check the {POSITIONS} files"
 # Database images and queries. Of the challenge without ground truth: the marked images, panoramas among them.
 VALIDATION_COUNTS = (18_871, 740)
 FULL_COUNTS = (18_871, 11_084)
@@ -39,117 +40,84 @@ SECRET_COUNTS = (38_770, 1_170)
 TRUTHS = {"True": True, "False": False}
 
 
-@dataclass(frozen=True)
-class _Photograph:
-    name: str  # below the root
-    city: str
-    east: float = math.nan  # UTM metres; NaN where the ground truth is secret
-    north: float = math.nan
-
-
 def read_val(root: Path, positive_distance: float) -> Protocol:
     """The 740 queries. Raises `UserError` naming what is missing."""
-    database, queries = (_photographs(root, "train_val", VALIDATION, side, True, True) for side in SIDES)
-    return _located("msls-val", root, database, queries, positive_distance, VALIDATION_COUNTS)
+    database, queries = (_images(root, "train_val", VALIDATION, side, True, True) for side in SIDES)
+    protocol = protocol_within(positive_distance, "msls-val", root, database, queries, REMEDY)
+    return replace(_with_positives(protocol), published_counts=VALIDATION_COUNTS)
 
 
 def read_val_full(root: Path, positive_distance: float) -> Protocol:
     """Every query of the validation cities that is no panorama. Raises `UserError` naming what is missing."""
-    database, queries = (_photographs(root, "train_val", VALIDATION, side, False, True) for side in SIDES)
-    return _located("msls-val-full", root, database, queries, positive_distance, FULL_COUNTS, count_all=True)
+    database, queries = (_images(root, "train_val", VALIDATION, side, False, True) for side in SIDES)
+    protocol = protocol_within(positive_distance, "msls-val-full", root, database, queries, REMEDY)
+    return replace(protocol, published_counts=FULL_COUNTS, counts_without_positives=True)
 
 
 def read_challenge(root: Path, positive_distance: float) -> Protocol:
     """The test cities as one. Raises `UserError` naming what is missing."""
-    return _challenge("msls-challenge", root, positive_distance, False)
+    known = any((root / "test" / city / side / POSITIONS).exists() for city in CHALLENGE for side in SIDES)
+    database, queries = (_images(root, "test", CHALLENGE, side, True, known) for side in SIDES)
+    if known:
+        protocol = protocol_within(positive_distance, "msls-challenge", root, database, queries, REMEDY)
+        return replace(_with_positives(protocol), published_counts=CHALLENGE_COUNTS, takes_submission=True)
+    names = sorted(database), sorted(queries)
+    return Protocol("msls-challenge", root, *names, {}, published_counts=SECRET_COUNTS, takes_submission=True)
 
 
 def read_challenge_per_city(root: Path, positive_distance: float) -> Protocol:
     """The test cities, each by itself. Raises `UserError` naming what is missing."""
-    return _challenge("msls-challenge-per-city", root, positive_distance, True)
+    pooled = read_challenge(root, positive_distance)
+    groups = [np.array([_city(name) for name in names]) for names in (pooled.database, pooled.queries)]
+    return replace(pooled, name="msls-challenge-per-city", database_group=groups[0], query_group=groups[1])
 
 
-def _challenge(name: str, root: Path, distance: float, per_city: bool) -> Protocol:
-    known = any((root / "test" / city / side / "postprocessed.csv").exists() for city in CHALLENGE for side in SIDES)
-    database, queries = (_photographs(root, "test", CHALLENGE, side, True, known) for side in SIDES)
-    if known:
-        return _located(name, root, database, queries, distance, CHALLENGE_COUNTS, submission=True, per_city=per_city)
-    groups = [_groups(images) if per_city else None for images in (database, queries)]
-    names = [[image.name for image in images] for images in (database, queries)]
-    return Protocol(
-        name, root, *names, {}, database_group=groups[0], query_group=groups[1],
-        published_counts=SECRET_COUNTS, takes_submission=True,
-    )  # fmt: skip
+def _city(name: str) -> int:
+    return CHALLENGE.index(name.split("/")[1])
 
 
-def _located(
-    name: str,
-    root: Path,
-    database: list[_Photograph],
-    queries: list[_Photograph],
-    distance: float,
-    counts: tuple[int, int],
-    *,
-    count_all: bool = False,
-    submission: bool = False,
-    per_city: bool = False,
-) -> Protocol:
-    """A protocol whose positions are known; queries without positives are dropped unless `count_all`."""
-    # A city takes the place of the zone: UTM positions of two zones cannot be compared.
-    at = [[(image.east, image.north, image.city) for image in images] for images in (queries, database)]
-    positives = positives_within(distance, *at)
-    if not any(len(rows) for rows in positives):
-        raise UserError(f"{root}: no query of {name} has a positive within {distance:g} m; check its postprocessed.csv")
-    kept = [i for i, rows in enumerate(positives) if count_all or len(rows)]
-    queries = [queries[i] for i in kept]
-    return Protocol(
-        name,
-        root,
-        [image.name for image in database],
-        [image.name for image in queries],
-        {f"within {distance:g} m": [positives[i] for i in kept]},
-        np.array([(image.east, image.north) for image in database]),
-        np.array([(image.east, image.north) for image in queries]),
-        _groups(database) if per_city else None,
-        _groups(queries) if per_city else None,
-        counts_without_positives=count_all,
-        published_counts=counts,
-        takes_submission=submission,
+def _with_positives(protocol: Protocol) -> Protocol:
+    """Without the queries that have no positive."""
+    ((title, positives),) = protocol.ground_truths.items()
+    kept = [row for row, right in enumerate(positives) if len(right)]
+    return replace(
+        protocol,
+        queries=[protocol.queries[row] for row in kept],
+        ground_truths={title: [positives[row] for row in kept]},
+        query_utm=protocol.query_utm[kept],  # type: ignore[index]
     )
 
 
-def _groups(images: list[_Photograph]) -> np.ndarray:
-    return np.array([CHALLENGE.index(image.city) for image in images])
-
-
-def _photographs(
+def _images(
     root: Path, part: str, cities: tuple[str, ...], side: str, marked: bool, located: bool
-) -> list[_Photograph]:
-    """What one side of all cities searches or is asked, sorted by name; `marked`: only the images of subtask all."""
-    found = list(chain.from_iterable(_of_city(root, part, city, side, marked, located) for city in cities))
+) -> dict[str, Position]:
+    """Names and positions of one side of all cities; `marked`: only the images of subtask all.
+
+    A city takes the place of the zone, as UTM positions of two zones cannot be compared.
+    """
+    found: dict[str, Position] = {}
+    for city in cities:
+        folder = root / part / city / side
+        keys = _keys(root, folder, marked, located)
+        _require_files(keys, folder / "images")
+        at = _positions(folder / POSITIONS) if located else dict.fromkeys(keys, (math.nan, math.nan))
+        _require_lines(keys, at, folder / POSITIONS)
+        found |= {f"{part}/{city}/{side}/images/{key}.jpg": (*at[key], city) for key in keys}
     if not found:
         raise UserError(f"{root / part}: all images of {side}/ are left out; check its raw.csv and subtask_index.csv")
-    return sorted(found, key=lambda image: image.name)
+    return found
 
 
-def _of_city(root: Path, part: str, city: str, side: str, marked: bool, located: bool) -> list[_Photograph]:
-    folder = root / part / city / side
+def _keys(root: Path, folder: Path, marked: bool, located: bool) -> list[str]:
     if not folder.is_dir():
-        raise UserError(
-            f"{root}: has no folder {part}/{city}/{side}/; name the root of MSLS and unpack all of its parts"
-        )
+        where = folder.relative_to(root).as_posix()
+        raise UserError(f"{root}: has no folder {where}/; name the root of MSLS and unpack all of its parts")
     panorama = _truths(folder / "raw.csv", "pano") if located else {}
     keys = [key for key, yes in _truths(folder / "subtask_index.csv", "all").items() if yes] if marked else [*panorama]
-    if located:
-        _require_lines(keys, panorama, folder / "raw.csv")
-        keys = [key for key in keys if not panorama[key]]
-    _require_files(keys, folder / "images")
-    names = {key: f"{part}/{city}/{side}/images/{key}.jpg" for key in keys}
     if not located:
-        return [_Photograph(name, city) for name in names.values()]
-    positions = _positions(folder / "postprocessed.csv")
-    _require_lines(keys, positions, folder / "postprocessed.csv")
-    return [_Photograph(name, city, *positions[key]) for key, name in names.items()]
+        return keys
+    _require_lines(keys, panorama, folder / "raw.csv")
+    return [key for key in keys if not panorama[key]]
 
 
 def _require_files(keys: list[str], folder: Path) -> None:

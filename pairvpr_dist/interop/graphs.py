@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: PairVPR) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        vit = self.model.encoder.vit
+        vit: Any = self.model.encoder.vit
         vit.set_input_size((model.config.image_size, model.config.image_size))
         vit.dynamic_img_size, vit.patch_embed.flatten = False, True
 

@@ -47,6 +47,17 @@ class Source:
         """stage1, stage2 or `ENCODER_ONLY`; a model that does not say is taken for a finished one."""
         return str(self.facts.get("stage", "stage2"))
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the model has."""
+        return sum(tensor.numel() for tensor in self.model.state_dict().values())
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line for users."""
+        config = self.model.config
+        return f"{self.stage}, {config.encoder}, {config.image_size} px, {self.numbers / 1e6:,.1f} M numbers"
+
 
 def open_source(path: Path) -> Source:
     """The model of a run folder, a stage's folder, a checkpoint, an export folder or a released file.
@@ -81,9 +92,8 @@ def open_file(path: Path) -> Source:
         elif is_dinov2(state):
             source = _around_encoder(path, state)
         else:
-            raise UserError(
-                f"{path}: neither a released Pair-VPR file nor a DINOv2 encoder; it begins with {_few(state)}"
-            )
+            begins = ", ".join([*state][:3]) or "nothing"
+            raise UserError(f"{path}: neither a released Pair-VPR file nor a DINOv2 encoder; it begins with {begins}")
     source.facts |= {key: content[key] for key in ("epoch", "global_iter") if isinstance(content.get(key), int)}
     widened = sorted({str(t.dtype).removeprefix("torch.") for t in state.values()} - {"float32"})
     if widened:
@@ -154,7 +164,3 @@ def _of_checkpoint(path: Path) -> Source:
     until = [line for line in lines if line.get("step", 0) <= step_of(path)]
     facts = training_facts(config, Progress(**state["progress"]), until)
     return Source(path, model.eval(), facts, set())
-
-
-def _few(state: dict[str, Tensor]) -> str:
-    return ", ".join([*state][:3]) or "nothing"

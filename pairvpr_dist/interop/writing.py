@@ -32,9 +32,8 @@ def add_results(source: Source, evaluations: list[Path]) -> None:
     measured = [read_results(folder) for folder in evaluations]
     for folder, results in zip(evaluations, measured, strict=True):
         if results["model"]["sha256"] not in source.digests:
-            raise UserError(
-                f"{folder}: measured {results['model']['path']}, which has other weights than {source.path}"
-            )
+            other = results["model"]["path"]
+            raise UserError(f"{folder}: measured {other}, which has other weights than {source.path}")
     if measured:
         source.facts["results"] = [_told(results) for results in measured]
         if measured[0].get(CALIBRATION):
@@ -82,5 +81,4 @@ def write_released(source: Source, out: Path) -> list[str]:
 
 def write_card(source: Source, folder: Path, loads: str | None) -> None:
     """The model card beside files of another form; `loads`: what `PairVPR.from_pretrained` takes of them."""
-    numbers = sum(tensor.numel() for tensor in source.model.state_dict().values())
-    write_text(folder / "README.md", model_card(source.model.config, source.facts, numbers, loads))
+    write_text(folder / "README.md", model_card(source.model.config, source.facts, source.numbers, loads))

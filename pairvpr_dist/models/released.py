@@ -1,7 +1,7 @@
 """The names and shapes of the files that Pair-VPR's and DINOv2's authors released. Pure functions of state dicts.
 
 Contract: `from_released` maps a released Pair-VPR state to ours with every key accounted for; sizes are inferred from
-shapes; there is a head per 64 numbers of the width. DINOv2's class position is folded into the class token (as timm has it), which leaves
+shapes, heads are width / 64. DINOv2's class position is folded into the class token (as timm has it), which leaves
 every output as it was. `to_released` is the way back, bit for bit in both directions: with what `set_aside` kept of a
 released state it gives that state again, and without, a state whose tensors come in again as they went out.
 """

@@ -23,11 +23,11 @@ def export(parser: argparse.ArgumentParser) -> Run:
         "model", type=Path, metavar="MODEL", help="a run, a checkpoint, an export folder or a released .pth"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="EVAL", help="results of pairvpr eval for "
-                        "the model card; the first gives the calibration of scores")  # fmt: skip
+    evaluations = "results of pairvpr eval for the model card; the first gives the calibration of scores"
+    parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="EVAL", help=evaluations)
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="(default: safetensors)")
-    parser.add_argument("--image-size", type=int, metavar="N", help="pixels that the graphs of onnx and torch-export take "
-                        "(default: the model's own)")  # fmt: skip
+    pixels = "pixels that the graphs of onnx and torch-export take (default: the model's own)"
+    parser.add_argument("--image-size", type=int, metavar="N", help=pixels)
 
     def run_export(args: argparse.Namespace) -> None:
         from pairvpr_dist.interop.graphs import write_onnx, write_torch_export
@@ -43,8 +43,7 @@ def export(parser: argparse.ArgumentParser) -> Run:
             told = graphs[args.format](source, args.out, args.image_size)
         else:
             told = (write_released if args.format == "released" else write_safetensors)(source, args.out)
-        config = source.model.config
-        print(f"{source.path}: {source.stage}, {config.encoder}, {config.image_size} px")
+        print(f"{source.path}: {source.summary}")
         print("\n".join([*told, f"written: {', '.join(sorted(str(path) for path in args.out.iterdir()))}"]))
 
     return run_export

@@ -12,13 +12,13 @@ FACTS = ("name", "licence", "source")
 
 @verb(
     "make an export folder of a released Pair-VPR file, or of a DINOv2 encoder",
-    "  pairvpr import pairvpr-vitB.pth --out models/vitb --source https://... --licence CC-BY-NC-4.0\n"
+    "  pairvpr import pairvpr-vitB.pth --out models/vitb --name 'Pair-VPR ViT-B' --source 'its authors'\n"
     "  pairvpr import dinov2_vitb14_reg4_pretrain.pth --out models/dinov2-vitb",
 )
 def import_(parser: argparse.ArgumentParser) -> Run:
     """`pairvpr import`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a released Pair-VPR .pth of either stage, a DINOv2 .pth "
-                        "with register tokens, or the latter as timm's .safetensors")  # fmt: skip
+    kinds = "a released Pair-VPR .pth of either stage, or DINOv2 with register tokens as .pth or timm's .safetensors"
+    parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
     parser.add_argument("--name", help="title of the model card")
     parser.add_argument("--licence", help="licence of the weights, for the model card")
@@ -32,14 +32,10 @@ def import_(parser: argparse.ArgumentParser) -> Run:
         given = {fact: getattr(args, fact) for fact in FACTS if getattr(args, fact) is not None}
         source.facts = {**given, **source.facts}
         write_safetensors(source, args.out)
-        config, facts = source.model.config, source.facts
-        numbers = sum(tensor.numel() for tensor in source.model.state_dict().values())
-        print(
-            f"{args.file.name}: {source.stage}, {config.encoder}, {config.image_size} px, {numbers / 1e6:,.1f} M numbers"
-        )
-        print(f"sha256 {facts['sha256 of the file']}")
-        if FROM_SCRATCH in facts:
-            print(f"from scratch, for the file has none: {', '.join(head.strip('.') for head in facts[FROM_SCRATCH])}")
+        print(f"{args.file.name}: {source.summary}")
+        print(f"sha256 {source.facts['sha256 of the file']}")
+        if FROM_SCRATCH in source.facts:
+            print(f"from scratch, as the file has none: {', '.join(source.facts[FROM_SCRATCH])}")
         print(f"written: {', '.join(sorted(str(path) for path in args.out.iterdir()))}")
 
     return run_import

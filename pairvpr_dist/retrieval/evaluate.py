@@ -1,19 +1,19 @@
 """Two-stage retrieval measured: describe, search, re-rank, and everything of it written down.
 
-Contract: the output folder is whole or not there. It holds results.json, candidates.csv and the descriptors; dense
-features lie in a work folder inside it until the re-ranking is done. What every figure means: docs/evaluation.md.
+Contract: every rank calls, shares the work, and gets the same result, on the CPU bit for bit for any number of
+processes with the same threads each. The results folder is whole or not there. Until then all that is done lies in
+`<out>.work`, so that the same call goes on after a kill. What every figure and file means: docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-import csv
+import filecmp
 import hashlib
+import logging
 import resource
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +21,29 @@ import numpy as np
 import torch
 
 from pairvpr_dist.config import to_dict
+from pairvpr_dist.distributed import from_rank_0, rank, world_size
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import new_folder, read_json, write_json
+from pairvpr_dist.files import new_folder, read_json, replaced_when_done, write_json
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.retrieval.describe import Describer, describe_images, require_finite
-from pairvpr_dist.retrieval.index import search
+from pairvpr_dist.retrieval.calibration import fit_calibration
+from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, write_candidates, write_names
+from pairvpr_dist.retrieval.describe import DESCRIPTORS, Describer, describe_images
+from pairvpr_dist.retrieval.index import search, search_in_groups
+from pairvpr_dist.retrieval.outcomes import OUTCOMES, write_outcomes
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
-from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
-from pairvpr_dist.retrieval.results import figures
+from pairvpr_dist.retrieval.rerank import order_by_score
+from pairvpr_dist.retrieval.rerank_blocks import rerank
+from pairvpr_dist.retrieval.results import figures, hits
+from pairvpr_dist.retrieval.submission import SUBMISSION, write_submission
+from pairvpr_dist.retrieval.work import owned_work, wait_for_all, work_folder
 from pairvpr_dist.settings import EvalConfig
 
-FORMAT = "pairvpr-results/1"
+log = logging.getLogger(__name__)
+
+FORMAT = "pairvpr-results/2"
 RESULTS = "results.json"
-CANDIDATES = "candidates.csv"
-CANDIDATE_COLUMNS = ("query", "rank", "database", "descriptor_rank", "descriptor_similarity", "pair_score")
-
-
-@dataclass
-class Candidates:
-    """What retrieval found: row k of a query is its k-th candidate by descriptor."""
-
-    rows: np.ndarray  # (Q, K) int64, rows of the database
-    similarities: np.ndarray  # (Q, K) fp32, of the descriptors
-    scores: np.ndarray  # (Q, K) fp32, of the pairs, both orders summed
-    order: np.ndarray  # (Q, K) columns, from the best pair score to the worst
-
-    @property
-    def reranked(self) -> np.ndarray:
-        """Rows (Q, K) of the database in the order of the pair scores."""
-        return np.take_along_axis(self.rows, self.order, axis=1)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by name. On a GPU every timed part ends with its results on the CPU, so that no work is left over."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+SETS = ("database", "queries")
+ONE_IMAGE = 1e-3  # descriptors of one image differ by less than this from an inner product of 1, whatever the rounding
 
 
 def evaluate_model(config: EvalConfig, out: Path) -> dict[str, Any]:
@@ -75,64 +55,62 @@ def evaluate_model(config: EvalConfig, out: Path) -> dict[str, Any]:
 def evaluate(model: PairVPR, protocol: Protocol, config: EvalConfig, out: Path) -> dict[str, Any]:
     """Measure `model` (read from `config.model`) on `protocol`; write `out`. Returns the content of results.json.
 
-    Raises `UserError` when `out` holds something, an image is unreadable or the model gives values that are not finite.
+    Raises `UserError` when `out` holds something or its work folder another evaluation's beginnings, an image is
+    unreadable or the model gives values that are not finite.
     """
-    with new_folder(out) as folder:
-        describer = Describer(model, config)
-        watch = Stopwatch()
-        candidates = retrieve(describer, protocol, config, folder, watch)
-        results = {
-            "format": FORMAT,
-            "protocol": protocol.name,
-            "split": protocol.digest,
-            "queries": len(protocol.queries),
-            "database": len(protocol.database),
-            "top_k": candidates.rows.shape[1],
-            "image_size": describer.image_size,
-            "model": {"path": config.model, "sha256": weights_digest(Path(config.model)), **to_dict(model.config)},
-            "ground_truths": {
-                name: figures(
-                    candidates.rows,
-                    candidates.reranked,
-                    positives,
-                    config.recall_at,
-                    protocol.counts_without_positives,
-                )
-                for name, positives in protocol.ground_truths.items()
-            },
-            **_costs(watch.seconds, protocol, describer),
-            "config": to_dict(config),
-        }
-        _write_candidates(folder / CANDIDATES, protocol, candidates)
-        write_json(folder / RESULTS, results)
-    return results
+    weights = from_rank_0(lambda: _admit(config, out))
+    describer = Describer(model, config)
+    with owned_work(work_folder(out), identity(describer, protocol, config, weights)):
+        if rank() == 0:
+            _warn(protocol, config)
+        candidates = retrieve(describer, protocol, config, work_folder(out))
+        return from_rank_0(lambda: _write(out, describer, protocol, config, candidates, weights))
 
 
 def retrieve(
-    describer: Describer, protocol: Protocol, config: EvalConfig, folder: Path, watch: Stopwatch
+    describer: Describer,
+    protocol: Protocol,
+    config: EvalConfig,
+    work: Path,
+    tick: Callable[[], None] = lambda: None,
 ) -> Candidates:
-    """The two stages. Writes the descriptors into `folder`; its work folder for dense features is gone at the end."""
-    work = folder / "work"
-    work.mkdir()
+    """The two stages. Every rank calls, and gets the candidates of all queries.
+
+    What is done lies in the folder `work`, which all ranks see, and is taken as it is from there when called again; it
+    is the caller's to remove. Afterwards it holds the descriptors (M, D) fp32: `<set>/descriptors.npy`. `tick` is
+    called after every block of work of this rank.
+    """
     budget = int(config.feature_budget_gib * 2**30)
-    with watch("describe_database"):
-        # The database first: its features are read again and again, those of a query once.
-        described = describe_images(describer, protocol.database_paths, work / "database.npy", budget, "database")
-    database, database_features = described
-    with watch("describe"):
-        left = budget - database_features.stored.nbytes
-        queries, query_features = describe_images(
-            describer, protocol.query_paths, work / "queries.npy", left, "queries"
-        )
-    np.save(folder / "descriptors_database.npy", database)
-    np.save(folder / "descriptors_queries.npy", queries)
-    with watch("search"):
-        similarities, rows = search(database, queries, config.top_k)
-    with watch("re-rank"):
-        scores = score_candidates(describer, query_features, database_features, rows, config.pair_batch_size or 128)
-    require_finite(scores, "pair scores")
-    shutil.rmtree(work)
-    return Candidates(rows, similarities, scores, order_by_score(scores))
+    # The database first: its features are read again and again, those of a query once.
+    database = describe_images(describer, protocol.database_paths, work / "database", budget, "database", tick)
+    left = budget - database.features.bytes
+    queries = describe_images(describer, protocol.query_paths, work / "queries", left, "queries", tick)
+    similarities, rows, searched = _search(database.descriptors, queries.descriptors, protocol, config, work)
+    scores, reranked = rerank(describer, queries.features, database.features, rows, config, work / "scores", tick)
+    parts = {
+        "describe_database": database.seconds, "describe": queries.seconds, "search": searched, "re-rank": reranked
+    }  # fmt: skip
+    return Candidates(rows, similarities, scores, order_by_score(scores), parts)
+
+
+def identity(describer: Describer, protocol: Protocol, config: EvalConfig, weights: str) -> dict[str, Any]:
+    """What an evaluation that was begun is gone on with for: all that changes its numbers by more than rounding.
+
+    The budget is among it because it says which features are there.
+    """
+    return {
+        "format": FORMAT,
+        "weights": weights,
+        "split": protocol.digest,
+        "eval.data": str(Path(config.data).resolve()),
+        "eval.image_size": describer.image_size,
+        "eval.precision": "bf16" if describer.bf16 else "fp32",
+        "eval.feature_budget_gib": config.feature_budget_gib,
+        "eval.top_k": config.top_k,
+        "eval.patience": config.patience,
+        "eval.index": config.index,
+        "eval.index_effort": config.index_effort,
+    }
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -149,6 +127,76 @@ def weights_digest(model: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _admit(config: EvalConfig, out: Path) -> str:
+    """Refuse a folder that holds something before hours are spent; the digest of the weights."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already holds something; name a new folder or remove it first")
+    return weights_digest(Path(config.model))
+
+
+def _warn(protocol: Protocol, config: EvalConfig) -> None:
+    if protocol.deviation:
+        log.warning(
+            "%s: %s is not the published split: it has %s; figures do not compare with published ones",
+            config.data, protocol.name, protocol.deviation,
+        )  # fmt: skip
+    if config.top_k > len(protocol.database):
+        log.warning("eval.top_k=%d: the database holds %d images; all of them are re-ranked",
+                    config.top_k, len(protocol.database))  # fmt: skip
+
+
+def _search(
+    database: np.ndarray, queries: np.ndarray, protocol: Protocol, config: EvalConfig, work: Path
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Similarities and rows (Q, K) of the candidates, and the seconds of it; once, by rank 0."""
+    found = work / "candidates.npz"
+    if rank() == 0 and not found.exists():
+        started = time.perf_counter()
+        asked = config.top_k, config.index, config.index_effort
+        if protocol.database_group is None or protocol.query_group is None:
+            similarities, rows = search(database, queries, *asked)
+        else:
+            groups = protocol.database_group, protocol.query_group
+            similarities, rows = search_in_groups(database, queries, groups, *asked)
+        with replaced_when_done(found) as aside, aside.open("wb") as handle:
+            np.savez(handle, similarities=similarities, rows=rows, seconds=time.perf_counter() - started)
+    wait_for_all()
+    with np.load(found) as arrays:
+        return arrays["similarities"], arrays["rows"], float(arrays["seconds"])
+
+
+def _results(
+    describer: Describer, protocol: Protocol, config: EvalConfig, candidates: Candidates, weights: str
+) -> dict[str, Any]:
+    """What results.json holds; the memory is that of rank 0."""
+    measured = {
+        name: figures(
+            candidates.rows, candidates.reranked, positives, config.recall_at, protocol.counts_without_positives
+        )
+        for name, positives in protocol.ground_truths.items()
+    }
+    primary = next(iter(protocol.ground_truths.values()), None)
+    return {
+        "format": FORMAT,
+        "protocol": protocol.name,
+        "split": protocol.digest,
+        "deviation": protocol.deviation,
+        "queries": len(protocol.queries),
+        "database": len(protocol.database),
+        "top_k": candidates.rows.shape[1],
+        "image_size": describer.image_size,
+        "model": {"path": config.model, "sha256": weights, **to_dict(describer.model.config)},
+        "ground_truths": measured,
+        "calibration": None if primary is None else fit_calibration(candidates.scores, hits(candidates.rows, primary)),
+        "index": config.index,
+        "patience": config.patience,
+        "scored_per_query": float((~np.isnan(candidates.scores)).sum() / len(candidates.scores)),
+        "queries_in_database": queries_in_database(protocol, candidates),
+        **_costs(candidates.seconds, protocol, describer),
+        "config": to_dict(config),
+    }
+
+
 def _costs(seconds: dict[str, float], protocol: Protocol, describer: Describer) -> dict[str, Any]:
     cuda = describer.device.type == "cuda"
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
@@ -160,19 +208,38 @@ def _costs(seconds: dict[str, float], protocol: Protocol, describer: Describer) 
         },
         "seconds_per_database_image": seconds["describe_database"] / len(protocol.database),
         "peak_memory_gib": peak,
+        "processes": world_size(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "precision": "bf16" if describer.bf16 else "fp32",
         "torch": torch.__version__,
     }
 
 
-def _write_candidates(path: Path, protocol: Protocol, candidates: Candidates) -> None:
-    """All candidates of all queries, in the order of the pair scores."""
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        table = csv.writer(handle, lineterminator="\n")
-        table.writerow(CANDIDATE_COLUMNS)
-        for query, name in enumerate(protocol.queries):
-            for rank, column in enumerate(candidates.order[query], start=1):
-                similarity, score = (v[query, column] for v in (candidates.similarities, candidates.scores))
-                database = protocol.database[candidates.rows[query, column]]
-                table.writerow([name, rank, database, column + 1, f"{similarity:.6f}", f"{score:.6f}"])
+def _write(
+    out: Path, describer: Describer, protocol: Protocol, config: EvalConfig, candidates: Candidates, weights: str
+) -> dict[str, Any]:
+    """Write the results folder; what results.json holds."""
+    results = _results(describer, protocol, config, candidates, weights)
+    if results["queries_in_database"]:
+        log.warning("%s: %d of %d queries are in the database themselves, byte for byte; their recall says nothing",
+                    protocol.root, results["queries_in_database"], len(protocol.queries))  # fmt: skip
+    with new_folder(out) as folder:
+        for name, names in zip(SETS, (protocol.database, protocol.queries), strict=True):
+            shutil.copyfile(work_folder(out) / name / DESCRIPTORS, folder / f"descriptors_{name}.npy")
+            write_names(folder / f"{name}.csv", names)
+        write_candidates(folder / CANDIDATES, protocol, candidates)
+        write_outcomes(folder / OUTCOMES, protocol, candidates.rows, candidates.reranked)
+        if protocol.takes_submission:
+            write_submission(folder / SUBMISSION, protocol, candidates.reranked)
+        write_json(folder / RESULTS, results)
+    return results
+
+
+def queries_in_database(protocol: Protocol, candidates: Candidates) -> int:
+    """How many queries are the same file as one of their candidates."""
+    best = candidates.similarities.max(axis=1, keepdims=True)
+    near = (candidates.similarities > 1 - ONE_IMAGE) & (candidates.similarities > best - ONE_IMAGE)
+    return sum(
+        any(filecmp.cmp(path, protocol.database_paths[row], shallow=False) for row in rows[likely])
+        for path, rows, likely in zip(protocol.query_paths, candidates.rows, near, strict=True)
+    )

@@ -14,7 +14,8 @@ import pytest
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
-from pairvpr_dist.retrieval.evaluate import CANDIDATE_COLUMNS, evaluate_model, read_results
+from pairvpr_dist.retrieval.candidates import CANDIDATE_COLUMNS
+from pairvpr_dist.retrieval.evaluate import evaluate_model, read_results
 from pairvpr_dist.retrieval.protocols import load_protocol
 from pairvpr_dist.settings import EvalConfig
 
@@ -50,9 +51,10 @@ def test_results_say_what_was_measured(evaluated: tuple[dict[str, Any], Path], e
 def test_files_agree_with_each_other(evaluated: tuple[dict[str, Any], Path], street: Path) -> None:
     results, out = evaluated
     assert sorted(path.name for path in out.iterdir()) == [
-        "candidates.csv", "descriptors_database.npy", "descriptors_queries.npy", "results.json",
+        "candidates.csv", "database.csv", "descriptors_database.npy", "descriptors_queries.npy", "outcomes.csv",
+        "queries.csv", "results.json",
     ]  # fmt: skip
-    assert not list(out.parent.glob(".*"))
+    assert [path.name for path in out.parent.iterdir()] == ["eval"]
     protocol = load_protocol("folder", street, 25)
     database, queries = (np.load(out / f"descriptors_{name}.npy") for name in ("database", "queries"))
     assert (database.dtype, database.shape, queries.shape) == (np.float32, (18, 32), (6, 32))

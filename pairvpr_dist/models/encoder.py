@@ -16,7 +16,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import checkpoint
 
 from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.models.patches import sincos_positions
@@ -47,11 +47,10 @@ PRESETS = {
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """`function(*inputs)`, of which only the inputs are held for the backward pass.
 
-    Not re-entrant, so that a parameter's gradient is whole once a backward pass, as ZeRO wants it; and to its end, so
-    that ZeRO-3 divides again what it gathered.
+    Not re-entrant, so that a parameter's gradient is whole once a backward pass, as ZeRO wants it. It stops early, as
+    is torch's default: ZeRO-3 would take away the weights of the last module, whose gradient comes first, at its end.
     """
-    with set_checkpoint_early_stop(False):
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def preset(name: str) -> EncoderPreset:

@@ -64,9 +64,9 @@ def test_initial_weights_are_those_of_the_first_stage() -> None:
 
 
 def test_a_key_of_one_objective_finds_its_stage() -> None:
-    stage1, stage2, _ = jobs("pipeline", "tiny", [*GIVEN, "objective.mask_ratio=0.8", "objective.alpha=2"])
+    stage1, stage2, _ = jobs("pipeline", "tiny", [*GIVEN, "objective.mask_ratio=0.8", "objective.pair_loss_weight=3"])
     assert stage1.objective.mask_ratio == 0.8
-    assert stage2.objective.alpha == 2
+    assert stage2.objective.pair_loss_weight == 3
 
 
 def test_a_link_may_be_overridden() -> None:

@@ -1,6 +1,6 @@
 """Train the same small run of each stage at ZeRO 0, 1, 2 and 3, one after another in one process group.
 
-Started by an elastic agent: `python equivalence_program.py SHARDS OUT STAGE...`; writes OUT/zero-<k>/<stage>.
+Started by an elastic agent: `python equivalence_program.py SHARDS OUT`; writes OUT/<variant>/zero-<k>/<stage>.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from pairvpr_dist.training.run_folder import stage_folder
 from pairvpr_dist.training.signals import StopFlag
 
 STEPS = 4
+VARIANTS = {
+    "stage1": ("stage1", []),
+    "stage2": ("stage2", []),
+    "stage2 in chunks": ("stage2", ["objective.chunks=3"]),
+}
 
 
 def main() -> None:
-    shards, out, *stages = sys.argv[1:]
+    shards, out = sys.argv[1:]
     distributed.start()
     flag = StopFlag()
-    for stage in stages:
+    for variant, (stage, own) in VARIANTS.items():
         for zero in range(4):
-            changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}"]
-            config = small_config(stage, Path(shards), Path(out) / f"zero-{zero}", changes)
+            changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}", *own]
+            config = small_config(stage, Path(shards), Path(out) / variant / f"zero-{zero}", changes)
             folder = stage_folder(config)
             folder.mkdir(parents=True, exist_ok=True)  # every rank passes here
             train(config, folder, flag)

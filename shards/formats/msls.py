@@ -48,7 +48,8 @@ def plan(
         raise UserError(f"--places={places}: one place of a city is left out of the database; ask for at least 2")
     names = [(part, name) for part, cities in CITIES.items() for name in cities]
     views = database_views + query_views
-    worlds = [City(seed + TEST_WORLD + number, places, views + 2) for number in range(len(names))]
+    first = TEST_WORLD + seed * len(names)  # no city comes again under another seed
+    worlds = [City(first + number, places, views + 2) for number in range(len(names))]
     tree = Tree(worlds, [], "420")
     for number, ((part, name), city) in enumerate(zip(names, worlds, strict=True)):
         sides = {

@@ -22,7 +22,7 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import new_folder
 from shards.city.places import City, CityPlace, CityView
 from shards.city.settings import Difficulty
-from shards.formats import folder, gldv2, gsv_cities, msls, sfxl, write
+from shards.formats import folder, gldv2, gsv_cities, msls, nordland, pitts, sfxl, tokyo, write
 from shards.formats.folder import TEST_WORLD
 from shards.formats.names import file_name
 
@@ -34,6 +34,9 @@ FORMATS: dict[str, ModuleType] = {
     "gsv-cities": gsv_cities,
     "gldv2": gldv2,
     "msls": msls,
+    "pitts": pitts,
+    "tokyo": tokyo,
+    "nordland": nordland,
 }
 LEAST = {
     "places": 1,
@@ -49,16 +52,16 @@ LEAST = {
     "workers": 0,
 }
 OPTIONS = {  # of the forms
-    "places": "places to train on, of each city",
+    "places": "places of each city, to train on unless the form is only for tests",
     "views": "images of a place to train on",
     "seed": "names the city",
     "cities": "cities, gsv-cities only",
-    "test_places": "places of another city to test on, folder only",
-    "database_views": "of a test place, folder and msls",
-    "query_views": "of a test place, folder and msls",
-    "size": "pixels, side of a view, folder only",
+    "test_places": "places of another city to test on, folder and sfxl",
+    "database_views": "of a test place",
+    "query_views": "of a test place, but for sfxl",
+    "size": "pixels, side of a view, folder and the tests of sfxl",
     "panorama_width": "pixels, sfxl, msls and folder with --panoramas; the height follows",
-    "photograph_width": "pixels, gsv-cities, msls and the longest of gldv2; the height follows",
+    "photograph_width": "pixels, the longest of gldv2; the height follows",
 }
 
 
@@ -108,6 +111,8 @@ def _parse() -> argparse.Namespace:
         "  python shards/synthetic_city.py --format sfxl --out sf_xl --places 12 --workers 2\n"
         "  python shards/synthetic_city.py --format gsv-cities --out gsv_cities --cities 3\n"
         "  python shards/synthetic_city.py --format gldv2 --out gldv2 --photograph-width 200\n"
+        "  python shards/synthetic_city.py --format pitts --out pittsburgh\n"
+        "  python shards/synthetic_city.py --format nordland --prepared --out nordland\n"
         "  python shards/synthetic_city.py --benchmark",
     )
     parser.add_argument("--out", type=Path, help="folder to write; must be new or empty")
@@ -119,6 +124,8 @@ def _parse() -> argparse.Namespace:
         parser.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"{text} (default {default})")
     parser.add_argument("--panoramas", action="store_true", default=None, help="train on panoramas within 15 m cells: "
                         "one folder, and a csv of where they were taken, folder only")  # fmt: skip
+    parser.add_argument("--prepared", action="store_true", default=None, help="write the form with positions in the "
+                        "names, images/SPLIT/{database,queries}; pitts, tokyo, nordland only")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="processes that render (default: this one)")
     parser.add_argument("--benchmark", action="store_true", help="print the time of one image of each kind and end")
     return parser.parse_args()
@@ -127,7 +134,7 @@ def _parse() -> argparse.Namespace:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for of a form, completed by its defaults."""
     defaults = FORMATS[args.format].DEFAULTS
-    given = {key: getattr(args, key) for key in (*OPTIONS, "panoramas") if getattr(args, key) is not None}
+    given = {key: getattr(args, key) for key in (*OPTIONS, "panoramas", "prepared") if getattr(args, key) is not None}
     for key, value in {**given, "workers": args.workers}.items():
         option = f"--{key.replace('_', '-')}"
         if key in LEAST and value < LEAST[key]:

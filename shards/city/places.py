@@ -5,12 +5,14 @@ Contract: a `City` is a pure function of its arguments, and every image of (city
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from shards.city import camera, world
 from shards.city.render import render
@@ -87,6 +89,12 @@ class City:
     def render_jpeg(self, view: CityView, subsampling: str = "444") -> bytes:
         """The photograph of a view as a JPEG file of quality 90, with this chroma subsampling."""
         return simplejpeg.encode_jpeg(self.render(view), quality=90, colorsubsampling=subsampling)
+
+    def render_png(self, view: CityView) -> bytes:
+        """The photograph of a view as a PNG file."""
+        file = io.BytesIO()
+        Image.fromarray(self.render(view)).save(file, "PNG")
+        return file.getvalue()
 
     def render_perspective(
         self, east: float, north: float, heading_deg: float, width: int, height: int, fov_deg: float, visit_seed: int

@@ -36,6 +36,7 @@ class Tree:
     tables: dict[str, list[Sequence[object]]] = field(
         default_factory=dict
     )  # path of a csv -> lines, the first its head
+    files: dict[str, bytes] = field(default_factory=dict)  # path of any other file -> content
 
 
 def write(tree: Tree, folder: Path, workers: int) -> int:
@@ -48,20 +49,25 @@ def write(tree: Tree, folder: Path, workers: int) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as handle:
             csv.writer(handle, lineterminator="\n").writerows(lines)
-    images = tqdm(_jpegs(tree, workers), "render", len(tree.shots), unit="image", disable=None)
+    for name, content in tree.files.items():
+        _write(folder / name, content)
+    images = tqdm(_images(tree, workers), "render", len(tree.shots), unit="image", disable=None)
     for shot, content in zip(tree.shots, images, strict=True):
-        path = folder / shot.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        _write(folder / shot.path, content)
     return len(tree.shots)
 
 
-def _jpegs(tree: Tree, workers: int) -> Iterator[bytes]:
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _images(tree: Tree, workers: int) -> Iterator[bytes]:
     if workers == 0:
-        yield from (tree.cities[shot.city].render_jpeg(shot.view, tree.subsampling) for shot in tree.shots)
+        yield from (_image(tree, shot) for shot in tree.shots)
     else:
         with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(tree,)) as pool:
-            yield from pool.map(_adopted_jpeg, tree.shots, chunksize=16)
+            yield from pool.map(_adopted_image, tree.shots, chunksize=16)
 
 
 _adopted: Tree  # what a worker process renders
@@ -72,5 +78,11 @@ def _adopt(tree: Tree) -> None:
     _adopted = tree
 
 
-def _adopted_jpeg(shot: Shot) -> bytes:
-    return _adopted.cities[shot.city].render_jpeg(shot.view, _adopted.subsampling)
+def _adopted_image(shot: Shot) -> bytes:
+    return _image(_adopted, shot)
+
+
+def _image(tree: Tree, shot: Shot) -> bytes:
+    """A photograph in the format that its name says."""
+    city = tree.cities[shot.city]
+    return city.render_png(shot.view) if shot.path.endswith(".png") else city.render_jpeg(shot.view, tree.subsampling)

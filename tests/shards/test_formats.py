@@ -18,7 +18,7 @@ from shards.synthetic_city import City, write_format
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {  # settings under which a tree takes less than a second
     "folder": {"places": 2, "views": 3, "test_places": 1, "size": 32},
-    "sfxl": {"places": 2, "views": 3, "panorama_width": 416},
+    "sfxl": {"places": 2, "views": 3, "panorama_width": 416, "test_places": 0},
     "gsv-cities": {"places": 3, "views": 4, "cities": 3, "photograph_width": 48},
     "gldv2": {"places": 3, "views": 6, "photograph_width": 80},
 }

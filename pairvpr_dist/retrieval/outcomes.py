@@ -19,6 +19,7 @@ from pairvpr_dist.retrieval.results import hits
 
 OUTCOMES = "outcomes.csv"
 COLUMNS = ("ground_truth", "query", "counted", "descriptor_rank", "reranked_rank")
+KINDS = ("won", "lost", "right", "missed", "unreachable")
 NOWHERE = np.iinfo(np.int64).max  # the rank of what is not among the K: above every other
 
 
@@ -37,6 +38,17 @@ class Outcomes:
         names = [name for name, counts in zip(self.queries, self.counted, strict=True) if counts]
         taken = self.counted
         return Outcomes(names, taken[taken], self.descriptor[taken], self.reranked[taken])
+
+    @property
+    def kinds(self) -> dict[str, np.ndarray]:
+        """What the two stages made of the first answer of every query that counts: bool (Q,) by `KINDS`.
+
+        won, lost: put right or wrong by re-ranking; right: by both; missed: by both, with a positive among the
+        candidates; unreachable: there is none. Every counted query is of one kind.
+        """
+        before, after, reachable = self.descriptor == 1, self.reranked == 1, self.descriptor < NOWHERE
+        members = (~before & after, before & ~after, before & after, ~before & ~after & reachable, ~reachable)
+        return {kind: self.counted & member for kind, member in zip(KINDS, members, strict=True)}
 
 
 def first_ranks(rows: np.ndarray, positives: list[np.ndarray]) -> np.ndarray:

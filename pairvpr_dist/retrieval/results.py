@@ -46,25 +46,54 @@ def figures(
 
 def summary(results: dict[str, Any]) -> str:
     """The table that a user sees."""
-    at = list(next(iter(results["ground_truths"].values()))["descriptor_recall"])
-    width = max(len(name) for name in results["ground_truths"])
     head = f"{results['protocol']} ({results['queries']:,} queries, {results['database']:,} database, "
     head += f"split {results['split'][:8]})  top {results['top_k']}, {results['image_size']} px"
-    lines = [head, " ".join([" " * width, " " * 10, *(f"{'R@' + n:>6}" for n in at)])]
+    # What results of older versions lack is passed over.
+    if results.get("patience") is not None:
+        head += f", patience {results['patience']}: {results['scored_per_query']:.1f} candidates scored a query"
+    recall = _recall_lines(results) if results["ground_truths"] else [_secret(results)]
+    seconds = results["seconds_per_query"]
+    parts = ", ".join(f"{part} {seconds[part]:.3g}" for part in seconds)
+    cost = f"{sum(seconds.values()):.3g} s/query ({parts}) on {results['device']}"
+    return "\n".join([head, *deviation_line(results), *recall, cost])
+
+
+def deviation_line(results: dict[str, Any]) -> list[str]:
+    """One line where the data are not the published split, else none."""
+    deviation = results.get("deviation")
+    return [f"NOT THE PUBLISHED SPLIT ({deviation}): do not set beside published figures"] if deviation else []
+
+
+def counting_rule(figure: dict[str, Any], queries: int) -> str:
+    """Over how many queries the recall of a ground truth is, and what became of those without positives."""
+    counted, without = figure["queries_counted"], figure["queries_without_positives"]
+    if not without:
+        return f"{counted:,} queries"
+    rule = "count as failures" if counted == queries else "are left out"
+    return f"{counted:,} queries ({without:,} without positives {rule})"
+
+
+def _recall_lines(results: dict[str, Any]) -> list[str]:
+    at = list(next(iter(results["ground_truths"].values()))["descriptor_recall"])
+    width = max(len(name) for name in results["ground_truths"])
+    lines = [" ".join([" " * width, " " * 10, *(f"{'R@' + n:>6}" for n in at)])]
     for name, figure in results["ground_truths"].items():
         descriptor, reranked = (
             " ".join(f"{figure[key][n]:6.1f}" for n in at) for key in ("descriptor_recall", "reranked_recall")
         )
-        left_out = figure["queries_without_positives"]
-        counted = f"{figure['queries_counted']:,} queries" + (f" ({left_out:,} without positives)" if left_out else "")
         moved = f"won {figure['won']:,}  lost {figure['lost']:,}  out of reach {figure['unreachable']:,}"
         lines += [
-            f"{name:<{width}} descriptor {descriptor}   {counted}",
+            f"{name:<{width}} descriptor {descriptor}   {counting_rule(figure, results['queries'])}",
             f"{'':<{width}} re-ranked  {reranked}   {moved}",
         ]
-    seconds = results["seconds_per_query"]
-    parts = ", ".join(f"{part} {seconds[part]:.3g}" for part in seconds)
-    return "\n".join([*lines, f"{sum(seconds.values()):.3g} s/query ({parts}) on {results['device']}"])
+    return lines
+
+
+def _secret(results: dict[str, Any]) -> str:
+    return (
+        f"the ground truth of {results['protocol']} is secret, so there is no recall here: "
+        "hand in submission.txt, which lies beside results.json"
+    )
 
 
 def first_hits(protocol: Protocol, rows: np.ndarray) -> np.ndarray:

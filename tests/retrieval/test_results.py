@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairvpr_dist.retrieval.results import figures, hits, recalls, summary
+from pairvpr_dist.retrieval.results import counting_rule, figures, hits, recalls, summary
 
 
 @st.composite
@@ -44,23 +44,35 @@ def test_figures_count_what_reranking_did() -> None:
     }
 
 
+RESULTS = {
+    "protocol": "folder", "queries": 1, "database": 2, "split": "abcdef0123", "top_k": 2, "image_size": 70,
+    "device": "cpu", "seconds_per_query": {"describe": 0.25, "re-rank": 0.5}, "deviation": None, "patience": None,
+    "scored_per_query": 2.0, "ground_truths": {},
+}  # fmt: skip
+
+
 def test_summary_says_every_figure() -> None:
-    figure = figures(np.array([[0, 1]]), np.array([[1, 0]]), [np.array([1])], [1, 2])
-    text = summary(
-        {
-            "protocol": "folder",
-            "queries": 1,
-            "database": 2,
-            "split": "abcdef0123",
-            "top_k": 2,
-            "image_size": 70,
-            "device": "cpu",
-            "seconds_per_query": {"describe": 0.25, "re-rank": 0.5},
-            "ground_truths": {"near": figure},
-        }
-    )
+    figure = figures(np.array([[0, 1]]), np.array([[1, 0]]), [np.array([1])], [1, 2], count_all=False)
+    text = summary(RESULTS | {"ground_truths": {"near": figure}})
     assert "folder (1 queries, 2 database, split abcdef01)" in text
-    assert "descriptor    0.0  100.0" in text
+    assert "descriptor    0.0  100.0   1 queries\n" in text
     assert "re-ranked   100.0  100.0" in text
     assert "won 1  lost 0  out of reach 0" in text
     assert "0.75 s/query" in text
+    assert "PUBLISHED" not in text
+    assert "patience" not in text
+
+
+def test_summary_says_what_a_reader_must_not_miss() -> None:
+    told = summary(RESULTS | {"deviation": "2 of 18,871 database images", "patience": 7, "scored_per_query": 1.5})
+    assert "NOT THE PUBLISHED SPLIT (2 of 18,871 database images)" in told
+    assert "patience 7: 1.5 candidates scored a query" in told
+    assert "secret" in told
+    assert "submission.txt" in told
+
+
+@pytest.mark.parametrize(("count_all", "rule"), [(True, "count as failures"), (False, "are left out")])
+def test_the_rule_for_queries_without_positives_is_told(count_all: bool, rule: str) -> None:
+    positives = [np.array([1]), np.array([], dtype=np.int64)]
+    figure = figures(np.array([[1], [0]]), np.array([[1], [0]]), positives, [1], count_all)
+    assert counting_rule(figure, 2) == f"{1 + count_all} queries (1 without positives {rule})"

@@ -22,7 +22,8 @@ YAWS = 12  # views around a panorama, at each of two pitches
 
 def plan(places: int, database_views: int, query_views: int, seed: int, photograph_width: int, prepared: bool) -> Tree:
     """Both splits."""
-    worlds = [City(seed + TEST_WORLD + number, places, database_views + query_views) for number in range(len(SPLITS))]
+    first = TEST_WORLD + seed * len(SPLITS)  # no city comes again under another seed
+    worlds = [City(first + number, places, database_views + query_views) for number in range(len(SPLITS))]
     tree = Tree(worlds, [], "420")
     stated: dict[str, tuple[dict[str, CityView], dict[str, CityView]]] = {split: ({}, {}) for split in SPLITS}
     for number, split in enumerate(SPLITS):

@@ -82,6 +82,8 @@ def open_source(path: Path) -> Source:
 
 def open_file(path: Path) -> Source:
     """The model in a released Pair-VPR file, or a new one around the DINOv2 encoder in a file."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file (pairvpr export takes runs and export folders)")
     content = read_tensors(path)
     state = state_in(content, path)
     # What starts from scratch is the same at every call, so that importing a file twice gives the same bytes.
@@ -139,7 +141,7 @@ def _imported(
     digest = weights_digest(path)
     facts |= {"file": path.name, "sha256 of the file": digest}
     if absent:
-        facts[FROM_SCRATCH] = absent
+        facts[FROM_SCRATCH] = [head.strip(".") for head in absent]
     return Source(path, model, facts, {digest}, kept)
 
 

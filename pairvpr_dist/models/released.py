@@ -101,8 +101,10 @@ def to_released(
 
 def _encoder_to_released(state: dict[str, Tensor], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     token = state["encoder.vit.cls_token"]
-    # Adding -0.0 changes no bit of any number, where +0.0 would turn -0.0 into +0.0.
-    theirs, position = kept.get(CLASS_TOKEN, token), kept.get(CLASS_POSITION, torch.full_like(token, -0.0))
+    if kept and torch.equal(kept[CLASS_TOKEN] + kept[CLASS_POSITION], token):
+        theirs, position = kept[CLASS_TOKEN], kept[CLASS_POSITION]
+    else:  # adding -0.0 changes no bit of any number, where +0.0 would turn -0.0 into +0.0
+        theirs, position = token, torch.full_like(token, -0.0)
     encoder = {
         CLASS_TOKEN: theirs,
         f"{ENCODER}register_tokens": state["encoder.vit.reg_token"],

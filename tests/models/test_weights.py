@@ -21,7 +21,7 @@ from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.encoder import Encoder
 from pairvpr_dist.models.patches import resize_positions
-from pairvpr_dist.models.released import encoder_from_released
+from pairvpr_dist.models.released import encoder_from_released, from_released, to_released
 from pairvpr_dist.models.weights import check_same_architecture, load_encoder, load_pretrained, read_tensors
 from pairvpr_dist.settings import ModelConfig
 
@@ -198,10 +198,12 @@ def test_damaged_files_are_told_in_one_line(export: Path, tmp_path: Path, name: 
 def test_files_of_another_kind_are_told_what_they_are(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save(dinov2_names(Encoder("tiny", 0)), tmp_path / "encoder.pth")
     (tmp_path / "folder").mkdir()
     for name, told in {
         "gone.pth": "no such file; name an export folder",
         "list.pth": "holds a list, not a state dict",
+        "encoder.pth": "an encoder alone, without decoder and heads; pairvpr import",
         "other.pth": "neither an export folder nor a released Pair-VPR file",
         "folder": "config.json: no such file",
     }.items():
@@ -250,6 +252,16 @@ def test_every_name_of_a_released_vitg_is_known() -> None:
         encoder = Encoder("dinov2_vitg14_reg", 0)
     ours = encoder_from_released(dinov2_names(encoder), Path("vitg.pth"))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in encoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("encoder", ["dinov2_vits14_reg", "dinov2_vitg14_reg"])
+def test_released_names_lead_back_to_ours(encoder: str) -> None:
+    with torch.device("meta"):
+        ours = PairVPR(replace(SMALL_VITS, encoder=encoder, decoder_dim=64, decoder_heads=1)).state_dict()
+        theirs = to_released(ours)
+    assert ("encoder.model.blocks.39.mlp.w12.weight" in theirs) == (encoder == "dinov2_vitg14_reg")
+    _, again = from_released(theirs, Path("released.pth"))
+    assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in ours.items()}
 
 
 def test_an_encoder_that_does_not_fit_is_refused_with_its_keys(tmp_path: Path) -> None:

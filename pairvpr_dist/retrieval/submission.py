@@ -17,6 +17,7 @@ import numpy as np
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
+from pairvpr_dist.retrieval.results import deviation_line
 
 SUBMISSION = "submission.txt"
 ANSWERS = 25  # per query that are written; none below rank 20 is scored
@@ -81,6 +82,17 @@ def scores(submission: Submission, positives: list[np.ndarray]) -> dict[str, dic
         for n in SCORED_AT
     }
     return {"recall": recall, "mAP": precision}
+
+
+def score_table(protocol: Protocol, submission: Submission) -> str:
+    """What a user sees of the scores, by the primary ground truth."""
+    counts = f"{len(protocol.queries):,} queries, {len(protocol.database):,} database"
+    lines = [f"{protocol.name} ({counts}, split {protocol.digest[:8]})"]
+    lines += deviation_line({"deviation": protocol.deviation})
+    lines.append(" ".join([" " * 6, *(f"{f'@{n}':>6}" for n in SCORED_AT)]))
+    for name, figures in scores(submission, next(iter(protocol.ground_truths.values()))).items():
+        lines.append(" ".join([f"{name:6}", *(f"{figures[str(n)]:6.1f}" for n in SCORED_AT)]))
+    return "\n".join(lines)
 
 
 def _average_precision(hit: np.ndarray, most: int) -> float:

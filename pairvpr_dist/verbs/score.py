@@ -27,7 +27,7 @@ def score(parser: argparse.ArgumentParser) -> Run:
 
     def run_score(args: argparse.Namespace) -> None:
         from pairvpr_dist.retrieval.protocols import PUBLISHED_DISTANCE, load_protocol
-        from pairvpr_dist.retrieval.submission import SCORED_AT, read_submission, scores
+        from pairvpr_dist.retrieval.submission import read_submission, score_table
 
         protocol = load_protocol(args.protocol, args.data, PUBLISHED_DISTANCE)
         if not protocol.takes_submission:
@@ -41,13 +41,7 @@ def score(parser: argparse.ArgumentParser) -> Run:
                 f"{args.data}: has no ground truth to score by; unpack the public one, "
                 "raw.csv and postprocessed.csv of the test cities"
             )
-        head = f"{protocol.name} ({len(protocol.queries):,} queries, {len(protocol.database):,} database, "
-        print(f"{head}split {protocol.digest[:8]})")
-        if protocol.deviation:
-            print(f"not the published split: {protocol.deviation}")
-        print(" ".join([f"{'':6}", *(f"{'@' + str(n):>6}" for n in SCORED_AT)]))
-        for name, figures in scores(submission, next(iter(protocol.ground_truths.values()))).items():
-            print(" ".join([f"{name:6}", *(f"{figures[str(n)]:6.1f}" for n in SCORED_AT)]))
+        print(score_table(protocol, submission))
 
     return run_score
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.protocols.msls import CHALLENGE
+from pairvpr_dist.retrieval.submission import read_submission, scores
 from shards.synthetic_city import write_format
 
 
@@ -185,14 +187,39 @@ def test_a_key_cannot_leave_the_folder(root: Path) -> None:
         load("msls-val", root)
 
 
-def test_evaluation_of_a_synthetic_tree(export: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "msls"
-    write_format(tree, "msls", places=3, database_views=2, query_views=1, photograph_width=64, panorama_width=416)
-    for protocol, counts in (("msls-val", (8, 4)), ("msls-challenge-per-city", (24, 12))):
-        out = tmp_path / protocol
-        small = ["eval.precision=fp32", "eval.workers=0", "eval.top_k=4", "eval.recall_at=[1,4]"]
-        run(["eval", "--model", str(export), "--data", str(tree), "--protocol", protocol, "--out", str(out), *small])
-        results = read_json(out / "results.json", "results")
-        assert (results["protocol"], results["database"], results["queries"]) == (protocol, *counts)
-        assert results["split"] == load(protocol, tree).digest
-        assert results["ground_truths"]["within 25 m"]["queries_without_positives"] == 0
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "msls"
+    write_format(root, "msls", places=3, database_views=2, query_views=1, photograph_width=64, panorama_width=416)
+    return root
+
+
+def evaluate(export: Path, tree: Path, protocol: str, out: Path) -> dict[str, Any]:
+    small = ["eval.precision=fp32", "eval.workers=0", "eval.top_k=6", "eval.recall_at=[1]"]
+    run(["eval", "--model", str(export), "--data", str(tree), "--protocol", protocol, "--out", str(out), *small])
+    return read_json(out / "results.json", "results")
+
+
+def test_evaluation_of_a_synthetic_tree(export: Path, tree: Path, tmp_path: Path) -> None:
+    results = evaluate(export, tree, "msls-val", tmp_path / "eval")
+    assert (results["protocol"], results["database"], results["queries"]) == ("msls-val", 8, 4)
+    assert results["split"] == load("msls-val", tree).digest
+    assert results["ground_truths"]["within 25 m"]["queries_without_positives"] == 0
+    assert results["deviation"] == "8 of 18,871 database images, 4 of 740 queries"
+    assert not (tmp_path / "eval/submission.txt").exists()
+
+
+def test_submission_of_an_evaluation_scores_its_recall(export: Path, tree: Path, tmp_path: Path) -> None:
+    results = evaluate(export, tree, "msls-challenge-per-city", tmp_path / "eval")
+    protocol = load("msls-challenge-per-city", tree)
+    submission = read_submission(tmp_path / "eval/submission.txt", protocol)
+    assert submission.mistakes == []
+    figures = scores(submission, protocol.ground_truths["within 25 m"])
+    expected = results["ground_truths"]["within 25 m"]["reranked_recall"]["1"]
+    assert figures["recall"]["1"] == pytest.approx(expected, abs=1e-3)
+    cities = [name.split("/")[1] for name in protocol.queries]
+    assert all(
+        protocol.database[row].split("/")[1] == cities[query]
+        for query, rows in submission.answers.items()
+        for row in rows
+    )

@@ -173,10 +173,12 @@ class _Layer:
 
 
 class _Linear:
-    """A linear layer in `dtype`."""
+    """A linear layer in `dtype`, on a CPU in the layout of oneDNN, whose fp32 product is faster than `F.linear`'s."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
+        one_dnn = weight.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if one_dnn else None
 
     @classmethod
     def like(cls, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> _Linear:
@@ -185,7 +187,9 @@ class _Linear:
         return cls(layer.weight, layer.bias, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        if self.packed is None:
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 def _join(heads: Tensor) -> Tensor:

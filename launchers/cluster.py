@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,6 @@ class ClusterProfile:
     def tasks(self) -> int:
         """Processes of a job."""
         return self.nodes * self.tasks_on_node
-
-    def one_task(self) -> ClusterProfile:
-        """The same cluster for a single process: an evaluation."""
-        return replace(self, nodes=1, gpus_per_node=min(1, self.gpus_per_node), tasks_per_node=1)
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterProfile:

@@ -7,6 +7,7 @@ always the right one to type.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def check_all(configs: Sequence[Any]) -> None:
         else:
             check_folder(config)
             check(config)
-            check_gpus(config.launch.processes)
+        check_gpus(config.launch.processes)
 
 
 def checkable(configs: Sequence[Any]) -> list[Any]:
@@ -119,20 +120,39 @@ def run_training_stage(config: Any) -> None:
 
 def run_evaluation(config: EvalRunConfig) -> None:
     """Evaluate into <run>/eval, unless that is done, and write the run's report."""
-    from pairvpr_dist.files import read_json
-    from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model, weights_digest
+    from launchers.processes import run_evaluation_processes
+    from pairvpr_dist.retrieval.evaluate import evaluate_model
+
+    if not is_evaluated(config):
+        if config.launch.processes > 1:
+            run_evaluation_processes(config)
+        else:
+            evaluate_model(config.eval, Path(config.run) / "eval")
+    tell_evaluation(config)
+
+
+def is_evaluated(config: EvalRunConfig) -> bool:
+    """Whether <run>/eval holds these results; `UserError` when they are those of other weights."""
+    from pairvpr_dist.retrieval.evaluate import RESULTS, read_results, weights_digest
+    from pairvpr_dist.retrieval.work import work_folder
+
+    out = Path(config.run) / "eval"
+    if not (out / RESULTS).exists():
+        return False
+    if read_results(out)["model"]["sha256"] != weights_digest(Path(config.eval.model)):
+        raise UserError(f"{out}: holds an evaluation of other weights; remove it to measure {config.eval.model}")
+    shutil.rmtree(work_folder(out), ignore_errors=True)  # of a process that was killed at its very end
+    print(f"eval: has ended before; remove {out} to measure again")
+    return True
+
+
+def tell_evaluation(config: EvalRunConfig) -> None:
+    """Print the results, and write the run's report."""
+    from pairvpr_dist.retrieval.evaluate import read_results
     from pairvpr_dist.retrieval.report import rewrite_report
     from pairvpr_dist.retrieval.results import summary
 
-    out = Path(config.run) / "eval"
-    if (out / RESULTS).exists():
-        results = read_json(out / RESULTS, "the results of an evaluation")
-        if results["model"]["sha256"] != weights_digest(Path(config.eval.model)):
-            raise UserError(f"{out}: holds an evaluation of other weights; remove it to measure {config.eval.model}")
-        print(f"eval: has ended before; remove {out} to measure again")
-    else:
-        results = evaluate_model(config.eval, out)
-    print(summary(results))
+    print(summary(read_results(Path(config.run) / "eval")))
     print(f"report: {rewrite_report(Path(config.run))}")
 
 

@@ -99,8 +99,6 @@ def stage_jobs(request: Request, overrides: Sequence[str], of_cluster: Mapping[s
         asked = [*of_cluster[""], *of_cluster[config.stage]]
         recorded = request.profiles.get(config.stage)
         profile = profile_from([asdict(recorded)], [FILE], asked) if recorded else load_profile(request.cluster, asked)
-        if isinstance(config, EvalRunConfig):
-            profile = profile.one_task()
         found.append(StageJob(replace(config, launch=replace(config.launch, processes=profile.tasks)), profile))
     return found
 

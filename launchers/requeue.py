@@ -11,15 +11,16 @@ import os
 import re
 import subprocess
 import time
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 
 from pairvpr_dist.errors import USER_ERROR_STATUS
+from pairvpr_dist.files import append_json_line, read_json_lines
 from pairvpr_dist.training.history import FAILED, append_event, fruitless_starts, read_history
 from pairvpr_dist.training.inspection import read_settings
 
 WANTED = ("RUNNING", "TIMEOUT")  # a job in another state was cancelled, or SLURM runs it again of itself or never
-EVALUATION_RESTARTS = 3  # of a job that has no history: an evaluation, or where nothing has begun
+EVALUATION_RESTARTS = 3  # in a row, of a job that has no history: an evaluation, or where nothing has begun
 ASK_AGAIN = (1, 5, 15, 30)  # seconds; a controller that restarts is away for a minute or two
 ASK_ON = 60  # seconds, after that; the job's time limit ends it
 REFUSED = ("Invalid job id", "Access/permission denied", "presently disabled")  # asked again, SLURM says the same
@@ -104,7 +105,7 @@ def may_requeue(status: int, mistake: str | None, state: str, failures: int, max
         return False, f"left to SLURM, which calls the job {state}"
     if failures > max_restarts:
         return False, f"not run again: {failures} starts made no checkpoint, launch.max_restarts={max_restarts}"
-    return True, "run again from the last checkpoint"
+    return True, "run again; it goes on where it was"
 
 
 def after(stage_folder: Path, status: int) -> None:
@@ -135,12 +136,18 @@ def add_failure(stage_folder: Path, reason: str) -> None:
 
 
 def count_crash(stage_folder: Path) -> int:
-    """How often this job has crashed, now among it; SLURM counts preemptions as well."""
+    """How often this job has crashed in a row without new blocks of work, now among it.
+
+    SLURM counts preemptions as well.
+    """
+    from pairvpr_dist.retrieval.work import blocks_done, work_folder  # torch; most calls need none
+
+    done = blocks_done(work_folder(stage_folder))
     counted = stage_folder.parent / "starts" / f"{os.environ['SLURM_JOB_ID']}.crashes"
     counted.parent.mkdir(parents=True, exist_ok=True)
-    with counted.open("a", encoding="utf-8") as crashes:
-        crashes.write(f"{start_of_job()}\n")
-    return len(counted.read_text(encoding="utf-8").splitlines())
+    append_json_line(counted, {"start": start_of_job(), "blocks": done})
+    crashes = [line["blocks"] for line in read_json_lines(counted)]
+    return len(list(takewhile(lambda blocks: blocks == done, reversed(crashes))))
 
 
 def failures_and_limit(stage_folder: Path) -> tuple[int, int]:

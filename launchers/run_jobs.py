@@ -18,7 +18,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json_lines
 
 FILE = "jobs.jsonl"
-NOT_RUNS = {*PIPELINE, "code", "slurm", "starts"}  # what lies in a run folder
+NOT_RUNS = {*PIPELINE, "code", "slurm", "starts", "eval.work"}  # what lies in a run folder
 
 
 @dataclass(frozen=True)

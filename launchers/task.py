@@ -19,16 +19,22 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
 from pairvpr_dist.files import sole_owner
 from pairvpr_dist.settings import EvalRunConfig, TrainingConfig
 
+if TYPE_CHECKING:  # torch must not be imported before the environment is set
+    import torch.distributed as dist
+
 log = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 600.0  # seconds; a file server keeps the lock of a machine that is gone for some minutes
 LOCK_POLL = 5.0  # seconds
+SIGNALS_APART = (
+    5.0  # seconds between a signal to one task and to another: who hears of it last loses a connection first
+)
 STOPPING = (signal.SIGUSR2, signal.SIGTERM)
 CACHES = {"TMPDIR": "tmp", "TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton",
           "TORCHINDUCTOR_CACHE_DIR": "inductor"}  # fmt: skip
@@ -74,10 +80,36 @@ class StageTask:
     def _run(self) -> bool:
         """This task's part of the stage; False when a signal has stopped it, all saved."""
         me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if world != self.config.launch.processes:
+            raise UserError(
+                f"launch.processes={self.config.launch.processes}: the job has {world} tasks; submit it again"
+            )
         if isinstance(self.config, EvalRunConfig):
-            return evaluate(self.config, me)
+            return self._evaluate(self.config, me, world)
         with ExitStack() as owned:
             return self._train(self.config, me, world, owned)
+
+    def _evaluate(self, config: EvalRunConfig, me: int, world: int) -> bool:
+        """Every task does its share; a start that is stopped keeps its blocks of work, and the next one goes on."""
+        from launchers.rendezvous import leave, meet
+        from launchers.requeue import start_of_job
+        from pairvpr_dist.retrieval.work import blocks_done, work_folder
+
+        work = work_folder(self.folder)
+        if me == 0 and work.exists():
+            with ExitStack() as owned:
+                own(work, owned)  # a start on a machine that is gone may still hold it
+        done = blocks_done(work)
+        store = meet(self.folder.parent / "starts" / start_of_job(), me, world)
+        stop_at_signals()
+        try:
+            evaluate(config, store, me)
+        except Stopped as stopped:
+            if me == 0:
+                check_progress(stopped.args[0], blocks_done(work) - done)
+            return False
+        leave(store, me, world)
+        return True
 
     def _train(self, config: TrainingConfig, me: int, world: int, owned: ExitStack) -> bool:
         from launchers.rendezvous import leave, meet
@@ -85,8 +117,6 @@ class StageTask:
         from pairvpr_dist.training.run_folder import is_finished, keep_config, open_folder
         from pairvpr_dist.training.worker import run
 
-        if world != config.launch.processes:
-            raise UserError(f"launch.processes={config.launch.processes}: the job has {world} tasks; submit it again")
         if me == 0:
             own(open_folder(config), owned)
             keep_config(config)
@@ -147,25 +177,32 @@ class Stopped(BaseException):
     """A signal has come; an exception, so that half-written files are removed on the way."""
 
 
-def evaluate(config: EvalRunConfig, rank: int) -> bool:
-    """Evaluate on rank 0; the other tasks have nothing to do. False when it was preempted: it begins anew."""
-    from launchers.local import run_evaluation
+def evaluate(config: EvalRunConfig, store: dist.Store, me: int) -> None:
+    """This task's part of an evaluation, unless it has ended before; rank 0 tells the results."""
+    from launchers.evaluation_worker import evaluate_shared
+    from launchers.local import is_evaluated, tell_evaluation
+    from pairvpr_dist.training.worker import lost_connection
+
+    try:
+        if me == 0:
+            store.set("finished", str(int(is_evaluated(config))))
+        if store.get("finished") == b"0":
+            evaluate_shared(config, store)
+    except RuntimeError as error:
+        if lost_connection(error):
+            time.sleep(SIGNALS_APART)
+        raise
+    if me == 0:
+        tell_evaluation(config)
+
+
+def check_progress(number: int, blocks: int) -> None:
+    """Raise `UserError` when the time of a start was over before anything was done: the next would do no more."""
     from launchers.requeue import was_preempted
 
-    if rank != 0:
-        return True
-    stop_at_signals()
-    try:
-        run_evaluation(config)
-    except Stopped as stopped:
-        # Some sites send the signal of the time limit before a preemption as well.
-        if stopped.args[0] == signal.SIGUSR2 and not was_preempted():
-            raise UserError(
-                f"eval.cluster.hours: too short for this evaluation, which begins anew at each start; give it more "
-                f"({Path(config.run) / config.stage})"
-            ) from None
-        return False
-    return True
+    # Some sites send the signal of the time limit before a preemption as well.
+    if blocks == 0 and number == signal.SIGUSR2 and not was_preempted():
+        raise UserError("eval.cluster.hours: too short, this start has done nothing; give it more")
 
 
 def stop_at_signals() -> None:

@@ -28,19 +28,28 @@ def start(store: dist.Store | None = None) -> torch.device:
     RANK, WORLD_SIZE and LOCAL_RANK come from the launcher's environment in both cases. Returns this process's device:
     its GPU where there is one (NCCL), else the CPU (gloo).
     """
-    global _store
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _store = store if store is not None else next(iter(dist.rendezvous("env://", me, world, timeout=NO_TIMEOUT)))[0]
     backend = "nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=_store, rank=me, world_size=world, timeout=NO_TIMEOUT)
+    _join(backend, store)
 
     import deepspeed  # slow to import, and a rank that waits for others need not wait for that first
 
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def start_on_host(store: dist.Store | None = None) -> None:
+    """The same for programs whose processes share files and short messages alone: over gloo, without DeepSpeed."""
+    _join("gloo", store)
+
+
+def _join(backend: str, store: dist.Store | None) -> None:
+    global _store
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _store = store if store is not None else next(iter(dist.rendezvous("env://", me, world, timeout=NO_TIMEOUT)))[0]
+    dist.init_process_group(backend, store=_store, rank=me, world_size=world, timeout=NO_TIMEOUT)
 
 
 def stop() -> None:
@@ -92,6 +101,12 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
+def copy_from_rank_0(values: Tensor) -> None:
+    """Overwrite a tensor on every rank with that of rank 0."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def from_rank_0(choose: Callable[[], T]) -> T:
     """What `choose` gives on rank 0, on every rank; a `UserError` that it raises there is raised on every rank."""
     answer: list[Any] = [None]
@@ -111,8 +126,8 @@ def fetch_rows(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """What this rank wants of the rows of all ranks, with gradient; every rank must call, with equally many rows.
 
     rows: (B, ...); wanted: (M,) int64, rows of `gather(rows)`, in any order and any number of times. Returns a table
-    (T, ...) and places (M,), so that `table[places]` is `gather(rows)[wanted]`. A row travels to a rank at most once, and
-    nothing else travels. Ranks tell each other what they want, so that none has to guess what another one mined.
+    (T, ...) and places (M,), so that `table[places]` is `gather(rows)[wanted]`. A row travels to a rank at most once.
+    Ranks tell each other what they want, so that none has to guess what another one mined.
     """
     if world_size() == 1:
         return rows, wanted

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -56,9 +57,14 @@ def lost_connection(error: RuntimeError) -> bool:
 
 def main() -> None:
     """The program, under torch's elastic agent."""
+    as_worker(lambda: run(read_config(Path(sys.argv[1]))))
+
+
+def as_worker(work: Callable[[], object]) -> None:
+    """Do the work of a process that torch's elastic agent has started; ends with the launcher."""
     end_with_launcher()
     try:
-        run(read_config(Path(sys.argv[1])))
+        work()
     except UserError as error:
         _leave_message(str(error))
         raise SystemExit(USER_ERROR_STATUS) from None

@@ -44,6 +44,8 @@ class Progress:
     data_offset: int = 0  # steps of data that were left out when the run returned to a checkpoint
     rewinds: int = 0  # returns to a checkpoint so far
     best: float | None = None  # of train.best_metric
+    validations_since_best: int = 0
+    validated: int = 0  # the last step at which the model was validated
 
     @property
     def data_step(self) -> int:

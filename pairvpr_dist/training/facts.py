@@ -1,7 +1,7 @@
 """What a run says of itself when it starts, and its export of its making.
 
-Contract: an export holds the weights of the run's last checkpoint, and its model card stage, data, licences, last
-metrics, versions and commit.
+Contract: an export holds the weights of the run's best or last checkpoint, and its model card stage, data, licences,
+metrics up to there, versions and commit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import torch
 
 from pairvpr_dist.config import to_dict
 from pairvpr_dist.data.index import ShardSet
+from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import gather_objects, world_size
 from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.models.pair_vpr import PairVPR, write_export
 from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training.checkpoint import Checkpoint, Progress, name_of
+from pairvpr_dist.training.checkpoint import BEST, Checkpoint, Progress, name_of
+from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.schedules import Schedule
 
 
 def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,10 +76,26 @@ def facts_of_start(total_steps: int, steps_per_epoch: int) -> dict[str, object]:
     }
 
 
+def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progress: Progress) -> dict[str, float]:
+    """What a line of the log says beside the losses."""
+    last = progress.step - 1
+    return {
+        "epoch": (progress.data_step - 1) // loader.steps_per_epoch,
+        "lr": schedule.lr_at(last),
+        "weight_decay": schedule.weight_decay_at(last),
+        "grad_norm": engine.gradient_norm(),
+        "skipped_steps": progress.skipped_steps,
+    }
+
+
 def export(config: TrainingConfig, folder: Path, progress: Progress) -> None:
-    """Write the finished model, from its last checkpoint; rank 0 alone."""
+    """Write the finished model: of the best checkpoint where `train.best_metric` says which, else the last; rank 0."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in PairVPR(config.model).state_dict().items()}
-    weights = Checkpoint(folder / "checkpoints" / name_of(progress.step)).weights(shapes)
-    facts = training_facts(config, progress, read_json_lines(folder / "metrics.jsonl"))
+    checkpoints = folder / "checkpoints"
+    best = config.train.best_metric is not None and (checkpoints / BEST).exists()
+    chosen = Checkpoint(checkpoints / ((checkpoints / BEST).read_text().strip() if best else name_of(progress.step)))
+    weights = chosen.weights(shapes)
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line["step"] <= chosen.progress.step]
+    facts = training_facts(config, chosen.progress, lines)
     write_export(folder / "export", config.model, weights, facts)

@@ -16,26 +16,27 @@ from pathlib import Path
 from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
-from pairvpr_dist.errors import UserError
 from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.agreement import check_agreement
+from pairvpr_dist.training.best import has_ended, with_best
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
-from pairvpr_dist.training.facts import export, facts_of_start
+from pairvpr_dist.training.facts import export, facts_of_start, facts_of_step
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
 from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
+from pairvpr_dist.training.recall import measures_recall
 from pairvpr_dist.training.saving import Saver, forget_after
 from pairvpr_dist.training.schedules import Schedule, make_schedule
 from pairvpr_dist.training.self_check import self_check
 from pairvpr_dist.training.signals import Agreement, StopFlag
 from pairvpr_dist.training.spikes import SpikeWatch
-from pairvpr_dist.training.starting import start_or_resume, tell_start
-from pairvpr_dist.training.validation import validate
+from pairvpr_dist.training.starting import start_or_resume, tell_mixture, tell_start
+from pairvpr_dist.training.validation import validate, validates
 from pairvpr_dist.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def train_watched(run: Run) -> bool:
         engine, progress = return_to_checkpoint(run, bad, progress)
     run.agreement.close()
     run.saver.close()
-    ended = progress.step == run.schedule.total_steps
+    ended = has_ended(run.config, run.schedule, progress)
     if ended and rank() == 0:
         export(config, folder, progress)
     add_event(folder, ENDED if ended else STOPPED, progress.step)
@@ -140,15 +141,23 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     with closing(Monitor(run.folder, run.config, progress.step, run.schedule.total_steps)) as monitor:
         spikes = SpikeWatch(run.folder, progress.step)
         run.guard.in_a_row = progress.skipped_in_a_row
+        if progress.step > 0:
+            progress, best = validated(run, engine, monitor, progress)
+            if best:
+                run.saver.save(engine.part(), engine.updates(), progress, best)
         run.watchdog.at(DATA, progress.step)
-        last = run.schedule.total_steps + progress.data_offset
+        last = (
+            progress.data_step
+            if has_ended(run.config, run.schedule, progress)
+            else run.schedule.total_steps + progress.data_offset
+        )
         for batch, waited in timed(run.loader.batches(progress.data_step, last)):
             progress, metrics = train_step(run, engine, monitor, batch, progress)
             monitor.record(metrics, waited)
             spikes.record(progress.step, metrics["loss"], batch.places)
             stopping = run.agreement.reached() and progress.step < run.schedule.total_steps
             progress = at_border(run, engine, monitor, spikes, progress, stopping)
-            if stopping:
+            if stopping or has_ended(run.config, run.schedule, progress):
                 break
             run.watchdog.at(DATA, progress.step)
     run.watchdog.at(SAVE, progress.step)  # until the last one is whole, and the export
@@ -183,7 +192,6 @@ def at_border(
 ) -> Progress:
     """What is due after a step: a line of the log, a validation, a checkpoint."""
     train, last = run.config.train, progress.step == run.schedule.total_steps
-    validates = last or is_due(progress.step, train.validate_every)
     saves = last or is_due(progress.step, train.checkpoint_every)
     logs = saves or is_due(progress.step, train.log_every)  # else a line would tell other steps after a resume
     if stopping:
@@ -191,7 +199,7 @@ def at_border(
         add_event(run.folder, SIGNALLED, progress.step, signal=run.agreement.signal)
         logs = saves = True
         run.saver.save(engine.part(), engine.updates(), progress)
-        run.saver.wait()  # there may be no time for more
+        run.saver.wait()  # there may be no time for more, so a validation is left to the next start
     if logs or saves:
         run.bad_places.gather(run.loader)
     if logs:
@@ -199,35 +207,28 @@ def at_border(
         facts = facts_of_step(engine, run.loader, run.schedule, progress)
         monitor.write_window(progress.step, {**facts, "bad_places": len(run.bad_places)})
     with monitor.paused():
-        best = False
-        if validates and run.config.data.validation:
-            measured = validate(run.config, engine, monitor, run.watchdog, run.bad_places, progress.step)
-            progress, best = with_best(run.config, progress, measured)
-        run.watchdog.at(SAVE, progress.step)
-        if best or (saves and not stopping):
-            run.saver.save(engine.part(), engine.updates(), progress, best)
+        if not stopping:
+            progress, best = validated(run, engine, monitor, progress)
+            run.watchdog.at(SAVE, progress.step)
+            if best or saves or has_ended(run.config, run.schedule, progress):
+                run.saver.save(engine.part(), engine.updates(), progress, best)
     return progress
 
 
-def with_best(config: TrainingConfig, progress: Progress, measured: dict[str, float]) -> tuple[Progress, bool]:
-    """The progress with the best value so far of `train.best_metric`, and whether that is this one. Pure."""
-    metric = config.train.best_metric
-    if metric is None:
-        return progress, False
-    if metric not in measured:
-        raise UserError(f"train.best_metric={metric}: not measured; known: {', '.join(sorted(measured))}")
-    value = measured[metric]
-    sign = 1 if config.train.best_is == "min" else -1
-    if progress.best is not None and sign * value >= sign * progress.best:
-        return progress, False
-    return replace(progress, best=value), True
+def validated(run: Run, engine: Engine, monitor: Monitor, progress: Progress) -> tuple[Progress, bool]:
+    """The progress after the validation that is due at its step, if one is, and whether the model is the best so far.
 
-
-def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
-    """Log what comes of each shard set in an epoch, where there are several or weights."""
-    if rank() == 0 and (len(config.data.shards) > 1 or config.data.weights):
-        for line in loader.corpus.mixture():
-            log.info("%s", line)
+    A run that is stopped or killed before it is done makes up for it when it goes on.
+    """
+    last = progress.step == run.schedule.total_steps
+    due = validates(run.config) and (last or is_due(progress.step, run.config.train.validate_every))
+    if not due or progress.validated == progress.step:
+        return progress, False
+    if measures_recall(run.config):  # it takes long
+        run.watchdog.at(SAVE, progress.step)
+        run.saver.save(engine.part(), engine.updates(), progress)
+    measured = validate(run.config, run.folder, engine, monitor, run.watchdog, run.bad_places, progress.step)
+    return with_best(run.config, replace(progress, validated=progress.step), measured)
 
 
 def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
@@ -243,15 +244,3 @@ def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens `every` so many steps (0: never) happens after `step` steps."""
     return every > 0 and step % every == 0
-
-
-def facts_of_step(engine: Engine, loader: EpochLoader, schedule: Schedule, progress: Progress) -> dict[str, float]:
-    """What a line of the log says beside the losses."""
-    last = progress.step - 1
-    return {
-        "epoch": (progress.data_step - 1) // loader.steps_per_epoch,
-        "lr": schedule.lr_at(last),
-        "weight_decay": schedule.weight_decay_at(last),
-        "grad_norm": engine.gradient_norm(),
-        "skipped_steps": progress.skipped_steps,
-    }

@@ -32,8 +32,9 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
-from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training.validation import validation_loader
+from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.training.recall import check_recall, measures_recall
+from pairvpr_dist.training.validation import validates, validation_loader
 from pairvpr_dist.training.weights_and_biases import check_wandb
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,11 @@ log = logging.getLogger(__name__)
 FREE_KEYS = {
     "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
     "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
-    "train.best_metric", "train.best_is", "train.self_check", "train.max_skipped_steps", "train.max_rewinds",
-    "train.hang_timeout", "train.profile_steps", "train.wandb", "data.max_bad_places", "data.max_bad_share",
+    "train.best_metric", "train.best_is", "train.early_stop", "train.self_check", "train.max_skipped_steps",
+    "train.max_rewinds", "train.hang_timeout", "train.profile_steps", "train.wandb", "data.max_bad_places",
+    "data.max_bad_share", "objective.chunks",
 }  # fmt: skip
-FREE_SECTIONS = ("launch.", "data.remote.")
+FREE_SECTIONS = ("launch.", "data.remote.", "recall.")
 LOCK = "lock"  # in a stage's folder, held by the process that works on it
 RESCUE_KEYS = {"optim.lr", "optim.clip_grad_norm"}  # a diverged run may go on with gentler ones
 
@@ -133,19 +135,19 @@ def check_data(config: TrainingConfig) -> None:
     EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
     if config.data.validation:
         validation_loader(config, 0, processes)
-    elif config.train.best_metric:
-        raise UserError(f"train.best_metric={config.train.best_metric}: nothing is validated; name data.validation=...")
+    if isinstance(config, Stage2Config) and measures_recall(config):
+        check_recall(config)
+    if config.train.best_metric and not validates(config):
+        where = "data.validation=..." + (" or recall.data=..." if config.stage == "stage2" else "")
+        raise UserError(f"train.best_metric={config.train.best_metric}: nothing is validated; name {where}")
 
 
 def check_shares(config: TrainingConfig) -> None:
     """That a batch can be dealt out over the processes; needs no shards."""
     processes = config.launch.processes
     rank_columns(config.data.places_per_batch, 0, processes)
-    if config.stage == "stage2" and config.data.places_per_batch // processes < 2:
-        raise UserError(
-            f"data.places_per_batch={config.data.places_per_batch}: stage 2 needs at least 2 places a process "
-            f"to find negatives, and launch.processes={processes}"
-        )
+    if config.stage == "stage2" and config.data.places_per_batch < 2:
+        raise UserError("data.places_per_batch=1: stage 2 needs at least 2 places in a batch to find negatives")
 
 
 def check_model(config: TrainingConfig) -> None:

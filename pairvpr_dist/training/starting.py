@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from pairvpr_dist.data.loader import EpochLoader
+from pairvpr_dist.distributed import rank
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import load_encoder, load_pretrained
 from pairvpr_dist.objectives import build_objective
@@ -51,3 +53,10 @@ def tell_start(config: TrainingConfig, latest: Path | None) -> None:
     elif config.init.model is None:
         what = "decoder starts" if config.init.encoder else "encoder and the decoder start"
         log.warning("the %s from scratch: no init.model, init.encoder=%s", what, config.init.encoder)
+
+
+def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
+    """Log what comes of each shard set in an epoch, where there are several or weights."""
+    if rank() == 0 and (len(config.data.shards) > 1 or config.data.weights):
+        for line in loader.corpus.mixture():
+            log.info("%s", line)

@@ -1,12 +1,14 @@
-"""Measuring an objective on places that are not trained on.
+"""Measuring a model on places that it is not trained on.
 
-Contract: the places of `data.validation`, read as epoch 0 of the run's seed and spread over the ranks; the same views
-at every validation, so that its curve shows the model alone.
+Contract: the objective on the places of `data.validation`, read as epoch 0 of the run's seed and spread over the ranks;
+the same views at every validation, so that its curve shows the model alone. In stage 2 also recall, where
+`recall.data` is named.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -14,19 +16,46 @@ from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.settings import Stage2Config, TrainingConfig
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.guards import BadPlaces
 from pairvpr_dist.training.hangs import VALIDATE
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
+from pairvpr_dist.training.recall import measure_recall, measures_recall
 from pairvpr_dist.training.watchdog import Watchdog
 
 
-@torch.no_grad()
+def validates(config: TrainingConfig) -> bool:
+    """Whether a run measures anything on places that it is not trained on."""
+    return bool(config.data.validation) or measures_recall(config)
+
+
 def validate(
+    config: TrainingConfig,
+    folder: Path,
+    engine: Engine,
+    monitor: Monitor,
+    watchdog: Watchdog,
+    bad_places: BadPlaces,
+    step: int,
+) -> dict[str, float]:
+    """All that is measured, `validation/...`; it is also written to the log."""
+    measured: dict[str, float] = {}
+    if config.data.validation:
+        measured |= measure_objective(config, engine, monitor, watchdog, bad_places, step)
+    if isinstance(config, Stage2Config) and measures_recall(config):
+        watchdog.at(VALIDATE, step)
+        measured |= measure_recall(config, engine, folder, tick=lambda: watchdog.at(VALIDATE, step))
+    measured = {f"validation/{name}": value for name, value in measured.items()}
+    monitor.write(step, measured)
+    return measured
+
+
+@torch.no_grad()
+def measure_objective(
     config: TrainingConfig, engine: Engine, monitor: Monitor, watchdog: Watchdog, bad_places: BadPlaces, step: int
 ) -> dict[str, float]:
-    """Metrics, which are given back, and a picture of all validation places but a remainder below one global batch."""
+    """Metrics and a picture of all validation places but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
     for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
@@ -36,9 +65,7 @@ def validate(
         if i == 0 and (picture := engine.objective.picture(batch)) is not None:
             monitor.show(step, picture)
     bad_places.gather(loader)
-    measured = {f"validation/{name}": value for name, value in mean_over_ranks(window).items()}
-    monitor.write(step, measured)
-    return measured
+    return mean_over_ranks(window)
 
 
 def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoader:

@@ -192,8 +192,8 @@ def test_a_batch_that_cannot_be_dealt_out(few_shards: Path, capsys: pytest.Captu
     assert "must be a multiple of the 16 processes" in refuse(
         capsys, "stage2", "vitl", "--cluster", "h100x8", "--dry-run"
     )
-    alone = refuse(capsys, "stage2", "tiny", "data.places_per_batch=4", "--dry-run")
-    assert "at least 2 places a process" in alone
+    alone = refuse(capsys, "stage2", "tiny", "data.places_per_batch=1", "cluster.gpus_per_node=1", "--dry-run")
+    assert "at least 2 places in a batch" in alone
 
 
 def test_shards_by_the_name_of_a_data_set(few_shards: Path, capsys: pytest.CaptureFixture[str],

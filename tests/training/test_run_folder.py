@@ -142,8 +142,8 @@ def test_batches_that_cannot_be(config: TrainingConfig, city_shards: Path) -> No
     too_many = replace(config, data=replace(config.data, places_per_batch=PLACES + 1))
     refused_at_the_door(too_many, f"data.places_per_batch={PLACES + 1}: there are only {PLACES} places")
     refused_at_the_door(replace(config, launch=replace(config.launch, processes=4)), "data.places_per_batch=6")
-    lonely = small_config("stage2", city_shards, Path(config.run), ["launch.processes=6"])
-    refused_at_the_door(lonely, "needs at least 2 places a process")
+    lonely = small_config("stage2", city_shards, Path(config.run), ["data.places_per_batch=1"])
+    refused_at_the_door(lonely, "needs at least 2 places in a batch")
 
 
 def test_the_best_of_nothing(config: TrainingConfig) -> None:

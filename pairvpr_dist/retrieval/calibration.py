@@ -56,17 +56,33 @@ def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray) -> 
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
-def read_calibration(path: Path) -> dict[str, float] | None:
+def percent(probability: float | None) -> str:
+    """A probability for people, never certain; none is "not calibrated"."""
+    if probability is None:
+        return "not calibrated"
+    if not 0.001 <= probability <= 0.999:
+        return "under 0.1 %" if probability < 0.5 else "over 99.9 %"
+    return f"{100 * probability:.1f} %"
+
+
+def read_calibration(path: str | Path, sha256: str | None = None) -> dict[str, float] | None:
     """The calibration in an evaluation (its folder or results.json) or in an export folder; None where it has none.
 
-    Raises `UserError` for a file of another kind.
+    sha256: of the file of weights that an evaluation must be of. Raises `UserError` for others, and for a file of
+    another kind.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / ("results.json" if (path / "results.json").exists() else "config.json")
     content = read_json(path, "the results of an evaluation or the config.json of an export")
     holder = content.get("facts", content) if isinstance(content, dict) else None
     if not isinstance(holder, dict):
         raise UserError(f"{path}: neither the results of an evaluation nor the config.json of an export")
+    measured = holder.get("model")
+    if sha256 and isinstance(measured, dict) and measured.get("sha256", sha256) != sha256:
+        raise UserError(
+            f"{path}: an evaluation of other weights, whose scores mean something else; evaluate this model"
+        )
     found = holder.get("calibration")
     if found is None:
         return None

@@ -89,7 +89,7 @@ class PlaceIndex:
         config = config or load_config("eval", "vitb", ["eval.model=given", "eval.data=given"]).eval
         describer = Describer(model, config)
         facts = {
-            "weights": weights_digest(model),
+            "weights": state_digest(model),
             "image_size": describer.image_size,
             "precision": "bf16" if describer.bf16 else "fp32",
         }
@@ -155,7 +155,7 @@ class PlaceIndex:
         return self._describer.project(described.dense)[0]
 
 
-def weights_digest(model: PairVPR) -> str:
+def state_digest(model: PairVPR) -> str:
     """sha256 over the names and numbers of a model's state, whatever file it came from."""
     sha = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -164,15 +164,18 @@ def weights_digest(model: PairVPR) -> str:
     return sha.hexdigest()
 
 
-def _scan(folder: Path) -> dict[str, os.stat_result]:
-    """Every image below the folder by name, hidden files and folders aside."""
+def photographs(folder: Path) -> list[str]:
+    """The names of all images below a folder, sorted, hidden files and folders aside. `UserError` without any."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name the one with the photographs to search")
+        raise UserError(f"{folder}: no such folder; name one with photographs")
+    return [name for name in list_images(folder, ".") if not any(part.startswith(".") for part in Path(name).parts)]
+
+
+def _scan(folder: Path) -> dict[str, os.stat_result]:
     found = {}
-    for name in list_images(folder, "."):
-        if not any(part.startswith(".") for part in Path(name).parts):
-            with suppress(FileNotFoundError):  # gone in this moment
-                found[name] = (folder / name).stat()
+    for name in photographs(folder):
+        with suppress(FileNotFoundError):  # gone in this moment
+            found[name] = (folder / name).stat()
     return found
 
 

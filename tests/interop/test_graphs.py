@@ -30,9 +30,12 @@ def expected(model: PairVPR) -> dict[str, torch.Tensor]:
     return {"images": images, "descriptor": out.descriptors, "dense": out.dense, "score": score}
 
 
+@pytest.mark.parametrize("one_file", [graphs.ONE_FILE, pytest.param(0, marks=pytest.mark.slow)])
 def test_onnx_gives_pytorchs_numbers(
-    export: Path, tmp_path: Path, expected: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
-) -> None:
+    export: Path, tmp_path: Path, expected: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, one_file: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(graphs, "ONE_FILE", one_file)
     onnxruntime: Any = pytest.importorskip("onnxruntime", reason="needs the extra pairvpr_dist[onnx]")
     pytest.importorskip("onnxscript", reason="needs the extra pairvpr_dist[onnx]")
     run(["export", str(export), "--out", str(tmp_path / "out"), "--format", "onnx", "--image-size", str(SIZE)])
@@ -45,6 +48,7 @@ def test_onnx_gives_pytorchs_numbers(
     (score,) = head.run(["score"], {"query": dense, "candidate": dense[::-1].copy()})
     for name, value in {"descriptor": descriptor, "dense": dense, "score": score}.items():
         np.testing.assert_allclose(value, expected[name].numpy(), atol=2e-5, err_msg=name)
+    assert (tmp_path / "out/encoder.onnx.data").exists() == (one_file == 0)
     assert "| ONNX opset | 20 |" in (tmp_path / "out/README.md").read_text()
 
 

@@ -21,7 +21,7 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import append_json_line
 from pairvpr_dist.interop.sources import open_file, open_source
-from pairvpr_dist.models.encoder import Encoder
+from pairvpr_dist.models.released import ENCODER, to_released
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Stretch
 from pairvpr_dist.training.saving import Saver
@@ -39,10 +39,10 @@ class Program:
         return os.mkdir, (str(self.folder),)
 
 
-def encoder_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The DINOv2 encoder in a released Pair-VPR state, under its own names."""
-    prefix = "encoder.model."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def encoder_of(model: PairVPR) -> dict[str, Tensor]:
+    """The encoder of a model under DINOv2's released names."""
+    state = to_released(model.state_dict())
+    return {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
 
 
 def test_the_stage_and_the_making_of_a_released_file(released_state: ReleasedState, tmp_path: Path) -> None:
@@ -72,17 +72,18 @@ def test_half_precision_is_widened_and_told(released_state: ReleasedState, tmp_p
 
 
 def test_a_model_is_made_around_a_dinov2_encoder(
-    released_state: ReleasedState, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: PairVPR, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = encoder_of(released_state(2))
-    torch.save(state, tmp_path / "dinov2.pth")
-    save_file(Encoder("dinov2_vits14_reg", 0).vit.state_dict(), tmp_path / "timm.safetensors")
+    torch.save(encoder_of(model), tmp_path / "dinov2.pth")
+    save_file(model.encoder.vit.state_dict(), tmp_path / "timm.safetensors")
     with caplog.at_level(logging.WARNING):
         released, timm = open_file(tmp_path / "dinov2.pth"), open_file(tmp_path / "timm.safetensors")
     assert "decoder and heads start from scratch" in caplog.text
-    config = released.model.config
-    assert (released.stage, config.encoder, config.image_size) == ("encoder only", "dinov2_vits14_reg", 224)
-    assert torch.equal(released.model.encoder.vit.reg_token, state["register_tokens"])
+    assert released.stage == timm.stage == "encoder only"
+    assert released.model.config == timm.model.config == load_config("stage1", "tiny", ["data.shards=none"]).model
+    for name, tensor in model.encoder.vit.state_dict().items():
+        assert torch.equal(released.model.encoder.vit.state_dict()[name], tensor)
+        assert torch.equal(timm.model.encoder.vit.state_dict()[name], tensor)
     assert "encoder.mask_token" in timm.facts["from scratch"]
     assert "encoder.mask_token" not in released.facts["from scratch"]
 
@@ -131,11 +132,11 @@ def test_files_of_another_kind_are_told_what_they_are(tmp_path: Path, content: A
         open_source(tmp_path / "other.pth")
 
 
-def test_encoders_that_fit_no_model_are_refused(released_state: ReleasedState, tmp_path: Path) -> None:
-    state = encoder_of(released_state(2))
+def test_encoders_that_fit_no_model_are_refused(model: PairVPR, tmp_path: Path) -> None:
+    state = encoder_of(model)
     cases = {
         "plain": ({k: v for k, v in state.items() if k != "register_tokens"}, "without register tokens"),
-        "short": ({k: v for k, v in state.items() if "blocks.11." not in k}, "384 wide and 11 blocks deep"),
+        "short": ({k: v for k, v in state.items() if "blocks.2." not in k}, "96 wide and 2 blocks deep"),
         "broken": ({k: v for k, v in state.items() if k != "norm.bias"}, "missing: vit.norm.bias"),
     }
     for name, (content, told) in cases.items():

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
 from pairvpr_dist.cli import run
 from pairvpr_dist.errors import exit_on_user_error
 from pairvpr_dist.files import read_json
-from pairvpr_dist.models.released import ENCODER
 
 ReleasedState = Callable[[int], dict[str, Tensor]]
 
@@ -38,16 +38,13 @@ def test_a_released_file_goes_in_and_out(
     assert all(torch.equal(again[name], tensor) for name, tensor in theirs.items())
 
 
-def test_an_encoder_alone_is_said_to_be_one(
-    released_state: ReleasedState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = {k.removeprefix(ENCODER): v for k, v in released_state(2).items() if k.startswith(ENCODER)}
-    torch.save(state, tmp_path / "dinov2.pth")
-    run(["import", str(tmp_path / "dinov2.pth"), "--out", str(tmp_path / "out")])
+def test_an_encoder_alone_is_said_to_be_one(model: PairVPR, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(model.encoder.vit.state_dict(), tmp_path / "dinov2.safetensors")
+    run(["import", str(tmp_path / "dinov2.safetensors"), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().out
-    assert "encoder only, dinov2_vits14_reg, 224 px" in told
+    assert "encoder only, tiny, 70 px" in told
     assert "from scratch, as the file has none: decoder, pixel_head, descriptor_head, pair_head" in told
-    assert PairVPR.from_pretrained(tmp_path / "out").config.decoder_depth == 12
+    assert "| stage | encoder only |" in (tmp_path / "out/README.md").read_text()
 
 
 def test_what_was_measured_goes_into_the_card(

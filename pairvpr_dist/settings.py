@@ -68,6 +68,7 @@ class AugmentConfig:
     crop_aspect: list[float]  # aspect ratio range of the crop
     colour_jitter: float  # brightness, contrast and saturation are each scaled by U(1 - c, 1 + c)
     rand_augment_ops: int  # operations of RandAugment per image; 0 is off
+    copies: bool  # all views of a place are crops of one and the same image of it: training without places, to compare
 
     def __post_init__(self) -> None:
         _require(

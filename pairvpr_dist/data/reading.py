@@ -84,7 +84,8 @@ class PlaceReader:
         first = int(record["first_image"])
         images = shard_set.images[first : first + int(record["images"])]
         try:
-            views = choose_views(images, self.views, generator(sample))
+            copies = self.views if self.augment.copies else 1
+            views = choose_views(images, self.views // copies, generator(sample)) * copies
             return [self._crop(shard_set, images, *drawn) for drawn in zip(views, crop, strict=True)]
         except (ValueError, ArithmeticError) as error:  # no images enough, or numbers that no image has
             return BadMember("images.npy", shard_set.place_key(place), f"the index is damaged: {error}")

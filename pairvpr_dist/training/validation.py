@@ -78,5 +78,8 @@ def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoa
             f"data.validation: holds {places} places with {data.min_images_per_place} images or more, and each "
             f"of {world} processes needs two; add some or take fewer processes"
         )
-    data = replace(data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False)
+    augment = replace(data.augment, copies=False)
+    data = replace(
+        data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False, augment=augment
+    )
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

@@ -165,7 +165,9 @@ def test_rand_augment_leaves_the_global_generator_alone() -> None:
 
 
 def test_crop_area_one_takes_the_whole_image() -> None:
-    config = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=ASPECT, colour_jitter=0.0, rand_augment_ops=0)
+    config = AugmentConfig(
+        crop_area=[1.0, 1.0], crop_aspect=ASPECT, colour_jitter=0.0, rand_augment_ops=0, copies=False
+    )
     assert draw_box(120, 80, config, draws(5)) == Box(0, 0, 120, 80)
     config = replace(config, crop_area=AREA)
     assert draw_box(120, 80, config, draws(5)) == random_box(120, 80, AREA, ASPECT, draws(5))

@@ -27,7 +27,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_epoch(folder: Path) -> list[Batch]:
     """All batches of an epoch, with as many bad places as there may be."""
-    augment = AugmentConfig([1.0, 1.0], [1.0, 1.0], 0.0, 0)
+    augment = AugmentConfig([1.0, 1.0], [1.0, 1.0], 0.0, 0, copies=False)
     remote = RemoteConfig("ranges", None, 1.0, 3, 5.0)
     config = DataConfig([str(folder)], [], [], BATCH, 2, 2, False, 0, 1000, 1.0, remote, augment)
     loader = EpochLoader(config, image_size=28, seed=1, rank=0, world=1)

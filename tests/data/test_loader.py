@@ -35,7 +35,9 @@ def mixture(build_shards: BuildShards) -> list[str]:
 
 
 def data_config(shards: list[str], single_city: bool = False, views: int = 2, workers: int = 0) -> DataConfig:
-    augment = AugmentConfig(crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=1)
+    augment = AugmentConfig(
+        crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=1, copies=False
+    )
     remote = RemoteConfig("ranges", None, 1.0, 3, 5.0)
     return DataConfig(shards, [], [], GLOBAL, views, views, single_city, workers, 9, 0.01, remote, augment)
 
@@ -183,7 +185,9 @@ def test_single_city_batches_have_one_city(mixture: list[str]) -> None:
 def test_a_panorama_view_is_the_crop_of_the_whole(build_shards: BuildShards) -> None:
     """Wherever the crop begins, also across the seam, it is cut from the panorama as drawn."""
     config = data_config([build_shards([panorama_place(i, images=4) for i in range(GLOBAL)])])
-    config.augment = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=[1, 1], colour_jitter=0.0, rand_augment_ops=0)
+    config.augment = AugmentConfig(
+        crop_area=[1.0, 1.0], crop_aspect=[1, 1], colour_jitter=0.0, rand_augment_ops=0, copies=False
+    )
     one = loader(config)
     lefts = set()
     for epoch in range(4):

@@ -23,7 +23,9 @@ from shards.layout import Layout
 from shards.writer import Recipe, write_shards
 
 WIDTH, HEIGHT, COLUMN = 3328, 512, 256
-AUGMENT = AugmentConfig(crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=0)
+AUGMENT = AugmentConfig(
+    crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=0, copies=False
+)
 
 
 @dataclass
@@ -204,3 +206,14 @@ def test_an_index_that_says_another_size_is_a_bad_member(folder: Path, tmp_path:
         error = reader.read(place, reader.empty(1)[0])
         assert error is not None
         assert "the index says" in str(error)
+
+
+def test_copies_are_crops_of_one_image(folder: Path) -> None:
+    """Of a cell's panoramas and of a place's photographs alike; each view has a crop of its own."""
+    epochs = [drawn(folder, epoch, augment=replace(AUGMENT, copies=True)) for epoch in range(8)]
+    for place in (place for places in epochs for place in places):
+        first, second = crops(place)
+        assert first.first_member == second.first_member
+        assert first.box != second.box
+    assert len({crops(places[1])[0].first_member for places in epochs}) > 1
+    assert any(crops(place)[0].first_member != crops(place)[1].first_member for place in drawn(folder))

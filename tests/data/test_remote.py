@@ -253,7 +253,9 @@ def test_a_cache_that_cannot_be_written_is_told(server: FileServer, tmp_path: Pa
 
 
 def data_config(where: str, cache: Path, read: str, workers: int) -> DataConfig:
-    augment = AugmentConfig(crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=0)
+    augment = AugmentConfig(
+        crop_area=[0.7, 1.0], crop_aspect=[0.75, 4 / 3], colour_jitter=0.4, rand_augment_ops=0, copies=False
+    )
     return DataConfig([where], [], [], 4, 2, 2, False, workers, 9, 0.01, settings(cache, read), augment)
 
 

@@ -1,8 +1,8 @@
 """Stage 2 on fixed batches that are dealt out to the ranks.
 
-Started by an elastic agent: `python exactness_program.py OUT`; rank 0 writes for every case and number of chunks the loss,
-the mined triplets, every parameter's gradient averaged over ranks, and the bytes that a rank holds for its backward
-pass.
+Started by an elastic agent: `python exactness_program.py OUT`; rank 0 writes for every case and number of chunks the
+loss, the mined triplets, every parameter's gradient averaged over ranks, and the bytes that a rank holds for its
+backward pass.
 """
 
 from __future__ import annotations

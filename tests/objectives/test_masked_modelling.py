@@ -13,7 +13,9 @@ from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
 from pairvpr_dist.settings import AugmentConfig, MaskedModellingConfig
 
-AUGMENT = AugmentConfig(crop_area=[1.0, 1.0], crop_aspect=[1.0, 1.0], colour_jitter=0.4, rand_augment_ops=0)
+AUGMENT = AugmentConfig(
+    crop_area=[1.0, 1.0], crop_aspect=[1.0, 1.0], colour_jitter=0.4, rand_augment_ops=0, copies=False
+)
 
 
 def make_batch(places: int = 4, size: int = 70) -> Batch:

@@ -60,7 +60,7 @@ def test_arguments_reach_the_loss() -> None:
     ],
 )
 def test_others_are_refused_in_one_line(text: str, told: str) -> None:
-    with pytest.raises(UserError, match="objective.descriptor_loss=") as refused:
+    with pytest.raises(UserError, match=r"objective\.descriptor_loss=") as refused:
         build_loss(text)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)

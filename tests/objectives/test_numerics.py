@@ -101,7 +101,9 @@ def test_a_vector_of_any_size_has_unit_length(precision: torch.dtype, exponent: 
         expected = F.normalize(reference.float(), dim=1)
         (expected * weights).sum().backward()
         torch.testing.assert_close(unit, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(vector.grad, reference.grad, rtol=1e-2, atol=1e-6 * float(reference.grad.abs().max()))
+        torch.testing.assert_close(
+            vector.grad, reference.grad, rtol=1e-2, atol=1e-6 * float(reference.grad.abs().max())
+        )
 
 
 def test_no_vector_has_no_direction_and_a_finite_gradient() -> None:

@@ -135,9 +135,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Measured]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("world", "chunks"), [(1, 4), (2, 1), (2, 4), (3, 1), (3, 4)])
-def test_ranks_and_chunks_change_nothing(
-    measured: dict[int, Measured], world: int, chunks: int, case: str
-) -> None:
+def test_ranks_and_chunks_change_nothing(measured: dict[int, Measured], world: int, chunks: int, case: str) -> None:
     """Triplets on every rank; loss, metrics and gradients once they are averaged over ranks, as ZeRO does."""
     one, several = measured[1][case, 1], measured[world][case, chunks]
     assert torch.equal(several["triplets"], one["triplets"].expand_as(several["triplets"]))

@@ -1,8 +1,8 @@
 """Stage 2 runs that measure recall as they go.
 
-Started by an elastic agent: `python recall_program.py SHARDS DATA OUT`; writes OUT/learning/stage2, OUT/standing/stage2 (a
-run that does not learn, and ends early) and OUT/stopped/stage2 (the first one, stopped where a validation is due, then
-gone on with).
+Started by an elastic agent: `python recall_program.py SHARDS DATA OUT`; writes OUT/learning/stage2, OUT/standing/stage2
+(a run that does not learn, and ends early) and OUT/stopped/stage2 (the first one, stopped where a validation is due,
+then gone on with).
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ from torch import Tensor, nn
 from pairvpr_dist.models.decoder import EPS, DecoderBlock
 from pairvpr_dist.models.pair_vpr import PairVPR
 
+CPU_TOKENS = 2048  # of the candidates scored at once on a CPU: more gain nothing and leave its caches
+GPU_PAIRS = 256  # at once on a GPU: more gain nothing
+FREE_SHARE = 0.5  # of a GPU's free memory that pairs may take
+
 
 @dataclass
 class Query:
@@ -71,6 +75,14 @@ class PairScorer:
         candidates = candidates.float()
         return self._query_first(query, candidates) + self._candidates_first(query, candidates)
 
+    def pairs_at_once(self, patches: int) -> int:
+        """How many candidates of so many patches `scores` best takes at once: by the free memory of a GPU."""
+        if self.device.type == "cpu":
+            return max(1, CPU_TOKENS // patches)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return pairs_that_fit(free + kept, pair_bytes(patches, self.decoder.pos_embed.shape[1], self.dtype))
+
     def _query_first(self, query: Query, candidates: Tensor) -> Tensor:
         x = query.first.expand(len(candidates), -1, -1)
         y = self._normalised(candidates)
@@ -101,6 +113,18 @@ class PairScorer:
 
     def _normalised(self, tokens: Tensor) -> Tensor:
         return F.layer_norm(tokens, tokens.shape[-1:], eps=EPS).to(self.dtype)
+
+
+def pair_bytes(patches: int, width: int, dtype: torch.dtype) -> int:
+    """What one pair takes at most while its MLP runs, where `scores` takes most. Pure."""
+    whole = 2 + 4 + 4 + 4 + 4  # candidates as they came and in fp32; tokens, the same normalised, and the new ones
+    products = 1 + 1 + 4 + 4 + 1  # second view; first view normalised; hidden, before and after; what is added
+    return (1 + patches) * width * (whole + products * dtype.itemsize)
+
+
+def pairs_that_fit(free: int, taken: int) -> int:
+    """Candidates scored at once with `free` bytes of a GPU, of which each takes `taken`. Pure."""
+    return max(1, min(GPU_PAIRS, int(FREE_SHARE * free / taken)))
 
 
 class _Layer:

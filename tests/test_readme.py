@@ -114,7 +114,7 @@ def test_imports_in_python_blocks_work(page: str) -> None:
 
 
 def test_the_python_face_runs_as_shown(export: Path, street: Path, tmp_path: Path) -> None:
-    (block,) = blocks(PAGES["README.md"], "python")
+    (block,) = [block for block in blocks(PAGES["README.md"], "python") if "save_pretrained" in block]
     names = sorted(street.rglob("*.jpg"))[:2]
     scope: dict[str, Any] = {"path": export, "photographs": names, "folder": tmp_path / "saved"}
     exec(block, scope)
@@ -128,6 +128,20 @@ def test_the_python_face_runs_as_shown(export: Path, street: Path, tmp_path: Pat
     with torch.inference_mode():
         torch.testing.assert_close(scope["both"], scope["s"] + model.score_pairs(other.dense, out.dense))
         torch.testing.assert_close(again.describe(scope["images"]).descriptors, out.descriptors)
+
+
+def test_the_five_lines_find_a_place_as_shown(
+    export: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = [block for block in blocks(PAGES["README.md"], "python") if "PlaceIndex" in block]
+    assert len(block.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(street / "database", "photographs")
+    shutil.copy(min((street / "queries").iterdir()), "query.jpg")
+    exec(block, {"path": export})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5
+    assert all(line.endswith("None") for line in printed)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from pairvpr_dist.errors import UserError
@@ -94,6 +93,8 @@ def read_calibration(path: str | Path, sha256: str | None = None) -> dict[str, f
 
 def _platt(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of the least cross-entropy to Platt's targets."""
+    from scipy.optimize import minimize  # slow to import, and a match only applies what was fitted
+
     positives = int(right.sum())
     negatives = right.size - positives
     targets = np.where(right, (positives + 1) / (positives + 2), 1 / (negatives + 2))

@@ -25,9 +25,9 @@ BELOW = 10 + 4 * LINE + GAP  # an image: bar, text and the gap to the next row
 INK, FAINT, RULE, BAR = "#1a1a1a", "#6b6b6b", "#d8d8d8", "#2a7f62"
 
 
-def match_picture(query: Path, matches: Sequence[Match]) -> Image.Image:
+def match_picture(query: str | Path, matches: Sequence[Match]) -> Image.Image:
     """The query on the left, its matches in their order on the right, in rows of `COLUMNS`."""
-    asked, *shots = [_shot(path) for path in (query, *(match.path for match in matches))]
+    asked, *shots = [_shot(path) for path in (Path(query), *(match.path for match in matches))]
     rows = [slice(first, first + COLUMNS) for first in range(0, len(matches), COLUMNS)]
     heights = [max(shot.height for shot in shots[row]) for row in rows]
     heights[0] = max(heights[0], asked.height)
@@ -38,7 +38,7 @@ def match_picture(query: Path, matches: Sequence[Match]) -> Image.Image:
     draw.line([(left - GAP, GAP), (left - GAP, canvas.height - GAP)], RULE)
     bottom = GAP + heights[0]
     _paste(canvas, asked, GAP, bottom)
-    _write(draw, GAP, bottom, [("query", True, INK), (query.name, False, FAINT), *_place(query.name)])
+    _write(draw, GAP, bottom, [("query", True, INK), (Path(query).name, False, FAINT), *_place(Path(query).name)])
     for row, next_height in zip(rows, [*heights[1:], 0], strict=True):
         for column, (match, shot) in enumerate(zip(matches[row], shots[row], strict=True)):
             x = left + column * (SIDE + GAP)

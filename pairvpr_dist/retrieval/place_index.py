@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +26,10 @@ from pairvpr_dist.data.at_names import AtName, parse_at_name
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.pair_vpr import Description, PairVPR
 from pairvpr_dist.retrieval.calibration import probability
-from pairvpr_dist.retrieval.describe import Describer, require_finite
+from pairvpr_dist.retrieval.describe import DenseFeatures, Describer, require_finite
 from pairvpr_dist.retrieval.index_cache import Entry, IndexCache, cache_folder
 from pairvpr_dist.retrieval.protocols.protocol import list_images
+from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,17 @@ class PlaceIndex:
     """Images of a folder with their descriptors; `left_out` says which are not in it and why."""
 
     def __init__(
-        self, folder: Path, describer: Describer, cache: IndexCache, calibration: dict[str, float] | None
+        self,
+        folder: Path,
+        describer: Describer,
+        cache: IndexCache,
+        calibration: dict[str, float] | None,
+        pair_batch_size: int | None,
     ) -> None:
         """For `open`: everything in `cache` is up to date."""
         self.folder = folder
         self.calibration = calibration
+        self._pair_batch_size = pair_batch_size
         self.left_out = {name: entry.fault for name, entry in cache.entries.items() if entry.fault is not None}
         self.names = sorted(cache.entries.keys() - self.left_out.keys())
         self._describer = describer
@@ -81,9 +88,9 @@ class PlaceIndex:
     ) -> PlaceIndex:
         """The index of all images below `folder`, brought up to date.
 
-        calibration: from `read_calibration`; without one, matches carry no probability. config: how to describe, store
-        and score (`configs/eval/default.yaml`; its model, data and protocol say nothing here). Raises `UserError` for
-        a folder without a readable image, and while another process describes the same folder.
+        calibration: from `read_calibration`; without one, matches carry no probability. config: image size, batch
+        sizes, workers, feature budget and precision (none: `configs/eval/default.yaml`; the other keys say nothing
+        here). Raises `UserError` for a folder without a readable image, and while another process describes it.
         """
         folder = Path(folder)
         config = config or load_config("eval", "vitb", ["eval.model=given", "eval.data=given"]).eval
@@ -104,7 +111,7 @@ class PlaceIndex:
         if not _up_to_date(cache, found):
             with cache.writing():
                 _update(cache, folder, found, describer)
-        index = cls(folder, describer, cache, calibration)
+        index = cls(folder, describer, cache, calibration, config.pair_batch_size)
         for name, fault in index.left_out.items():
             log.warning("left out: %s", fault or name)
         if not index.names:
@@ -123,12 +130,15 @@ class PlaceIndex:
         require_finite(descriptor, "descriptors")
         similarities = self._descriptors @ descriptor
         nearest = np.argsort(-similarities, kind="stable")[:top_k]
-        scores = self._scores(described.dense, nearest)
-        require_finite(scores, "pair scores")
-        order = np.argsort(-scores, kind="stable")
+        (projected,) = self._describer.project(described.dense)
+        query_features, features = _Features(lambda row: projected), _Features(self._features)
+        one = np.zeros(1, dtype=np.int64)
+        scores = score_candidates(
+            self._describer, query_features, features, one, nearest[None], self._pair_batch_size, patience=None
+        )
         return [
-            self._match(rank, int(column), nearest[column], similarities, float(scores[column]))
-            for rank, column in enumerate(order, start=1)
+            self._match(rank, int(column), nearest[column], similarities, float(scores[0, column]))
+            for rank, column in enumerate(order_by_score(scores)[0], start=1)
         ]
 
     def _match(self, rank: int, column: int, row: int, similarities: np.ndarray, score: float) -> Match:
@@ -136,23 +146,24 @@ class PlaceIndex:
         likely = None if self.calibration is None else probability(score, self.calibration)
         return Match(name, self.folder / name, rank, column + 1, float(similarities[row]), score, likely)
 
-    def _scores(self, dense: Tensor, rows: np.ndarray) -> np.ndarray:
-        """Pair scores (K,) fp32 of a query's dense features (1, N, C) with the images `rows` (K,)."""
-        device, batch = self._describer.device, self._describer.batch_size
-        query = self._describer.scorer.query(self._describer.project(dense)[0].to(device))
-        scores = []
-        for first in range(0, len(rows), batch):
-            candidates = torch.stack([self._features(self.names[row]) for row in rows[first : first + batch]])
-            scores.append(self._describer.scorer.scores(query, candidates.to(device)).cpu().numpy())
-        return np.concatenate(scores)
-
-    def _features(self, name: str) -> Tensor:
+    def _features(self, row: int) -> Tensor:
         """Projected features (N, D) fp16 of an image, from the cache or computed again."""
+        name = self.names[row]
         stored = self._cache.read_features(self._cache.entries[name])
         if stored is not None:
             return torch.from_numpy(stored)
         (described,) = self._describer.describe([self.folder / name])
         return self._describer.project(described.dense)[0]
+
+
+class _Features(DenseFeatures):
+    """Projected features that come from elsewhere, a row at a time."""
+
+    def __init__(self, of: Callable[[int], Tensor]) -> None:
+        self.of = of
+
+    def read(self, rows: np.ndarray, out: Tensor | None = None) -> Tensor:
+        return torch.stack([self.of(int(row)) for row in rows], out=out)
 
 
 def state_digest(model: PairVPR) -> str:

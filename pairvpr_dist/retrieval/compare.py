@@ -136,10 +136,10 @@ def write_changes(path: Path, measured: list[Measured]) -> None:
                 table.writerow([name, old.queries[row], first.folder, other.folder, change, *told])
 
 
-def ranks_shown(measured: list[Measured]) -> list[int]:
-    """The N of recall@N: those asked for in any evaluation that all have candidates for."""
-    asked = {n for one in measured for n in one.results["config"]["recall_at"]}
-    return sorted(n for n in asked if n <= min(one.results["top_k"] for one in measured))
+def ranks_shown(results: list[dict[str, Any]]) -> list[int]:
+    """The N of recall@N: those asked for in any of the evaluations that all have candidates for."""
+    asked = {n for one in results for n in one["config"]["recall_at"]}
+    return sorted(n for n in asked if n <= min(one["top_k"] for one in results))
 
 
 def differing(measured: list[Measured]) -> dict[str, list[Any]]:

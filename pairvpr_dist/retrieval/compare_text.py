@@ -44,7 +44,7 @@ def as_text(measured: list[Measured], shown: int) -> str:
 
 def _recall_table(measured: list[Measured], name: str) -> list[str]:
     """Recall of each evaluation, then each one's difference to the first, with intervals."""
-    at = ranks_shown(measured)
+    at = ranks_shown([one.results for one in measured])
     first = measured[0]
     figure = first.results["ground_truths"][name]
     rows: list[tuple[str, list[str]]] = []

@@ -1,163 +1,181 @@
 """report.html: one page that shows what a run learned and what its retrieval finds.
 
-Contract: the page is self-contained (pictures and styles inside, nothing is fetched) and holds only what the run
-folder and its evaluations hold: a part that is missing leaves its section out. Example queries are chosen by a rule,
-evenly over the list of queries, never by hand.
+Contract: the page is self-contained (pictures and styles inside, nothing is fetched) and holds only what the folder
+holds: a part that is missing leaves its section out. Evaluations of one split stand in one table, those of different
+splits never. Figures come from results.json and outcomes.csv; what needs the images says where they are missing.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
 
 from pairvpr_dist.config import config_from_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
+from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, read_candidates
+from pairvpr_dist.retrieval.compare import RANKINGS, Estimate, ranks_shown, recall
 from pairvpr_dist.retrieval.curves import Curve, read_curves
-from pairvpr_dist.retrieval.evaluate import CANDIDATES, RESULTS, read_results
+from pairvpr_dist.retrieval.evaluate import RESULTS, read_results
+from pairvpr_dist.retrieval.outcomes import Outcomes, read_outcomes
+from pairvpr_dist.retrieval.plots import Plot, budget_plot, calibration_plot, recall_plot
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
-from pairvpr_dist.retrieval.results import first_hits
+from pairvpr_dist.retrieval.query_grid import Group, data_url, query_groups
+from pairvpr_dist.retrieval.results import counting_rule, hits
 from pairvpr_dist.settings import EvalConfig
 
-THUMBNAIL = 320  # pixels, the longer side
-EXAMPLES = 4  # of each kind
-KINDS = {  # (descriptor's first right, re-ranked first right) -> title; what re-ranking changed comes first
-    (False, True): "Fixed by re-ranking",
-    (True, False): "Broken by re-ranking",
-    (True, True): "Right both times",
-    (False, False): "Wrong both times",
-}
+log = logging.getLogger(__name__)
+
+REPORT = "report.html"
 
 
 @dataclass
 class Evaluation:
-    """One evaluation to be shown under a label: its folder and its results.json."""
+    """One evaluation to be shown under a label: its folder, its results.json and its outcomes.csv."""
 
     label: str
     folder: Path
     results: dict[str, Any]
+    outcomes: dict[str, Outcomes]
 
 
 @dataclass
-class Shot:
-    """A picture of the grid with what is said below it."""
+class Row:
+    """One ranking of one evaluation in a table of recall."""
 
-    picture: str  # data URL
-    caption: str  # and what a screen reader says
-    right: bool | None = None  # None for the query itself
+    label: str
+    ranking: str
+    estimates: list[Estimate]
 
 
 @dataclass
-class Group:
-    """Queries of one kind: how many there are, and some of them as (query, descriptor's first, re-ranked first)."""
+class Truth:
+    """The evaluations by one ground truth."""
 
-    title: str
-    queries: int
-    rows: list[list[Shot]]
+    name: str
+    rule: str  # over how many queries, and what became of those without positives
+    at: list[int]
+    rows: list[Row]
+    kinds: list[tuple[str, dict[str, int]]]  # label and queries by kind
 
 
-def rewrite_report(run: Path) -> Path:
-    """Write <run>/report.html from what the run folder holds; the data set of its evaluation has to be where it was."""
-    found = sorted(run.glob(f"eval*/{RESULTS}"), key=lambda path: (path.parent.name == "eval", path.parent.name))
+@dataclass
+class Section:
+    """All that is shown of one split; the last evaluation is the one whose queries are shown."""
+
+    evaluations: list[Evaluation]
+    truths: list[Truth]
+    plots: list[Plot]
+    groups: list[Group]
+    missing: str | None  # why there are no pictures
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Write <folder>/report.html of a run, or of a lone evaluation, from what the folder holds. Returns its path."""
+    found = [folder] if (folder / RESULTS).exists() else [path.parent for path in folder.glob(f"eval*/{RESULTS}")]
     if not found:
-        raise UserError(f"{run}: holds no eval/{RESULTS}; evaluate the run first")
-    labels = [path.parent.name.removeprefix("eval").strip("-_") or "trained" for path in found]
-    results = read_results(found[-1].parent)
-    config = config_from_dict(EvalConfig, results["config"], str(found[-1]))
-    protocol = load_protocol(config.protocol, config.data, config.positive_distance)
-    out = run / "report.html"
-    write_report(run, out, [(label, path.parent) for label, path in zip(labels, found, strict=True)], protocol)
-    return out
-
-
-def write_report(run: Path, out_html: Path, evaluations: list[tuple[str, Path]], protocol: Protocol) -> None:
-    """Write the report of `run` to `out_html`.
-
-    `evaluations` are (label, folder of `evaluate`), in the order of the recall table; the last one gives the grid of
-    queries, whose pictures come from `protocol`. Raises `UserError` when they were measured on another split.
-    """
-    shown = [Evaluation(label, path, read_results(path)) for label, path in evaluations]
-    for evaluation in shown:
-        if evaluation.results["split"] != protocol.digest:
-            raise UserError(
-                f"{evaluation.folder}: was measured on another split than {protocol.root} holds now; evaluate again"
-            )
-    template = Environment(
-        loader=PackageLoader("pairvpr_dist.retrieval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    ).get_template("report.html")
-    page = template.render(
-        run=run.resolve().name,
-        evaluations=shown,
-        results=shown[-1].results,
-        curves=_curves(run),
-        reconstruction=_reconstruction(run),
-        groups=query_groups(shown[-1].folder, protocol),
+        raise UserError(f"{folder}: holds no {RESULTS} and no eval/{RESULTS}; evaluate the run first")
+    # The run's own evaluation comes last, and its split first.
+    found.sort(key=lambda path: (path.name == "eval", path.name))
+    evaluations = [Evaluation(_label(path), path, read_results(path), read_outcomes(path)) for path in found]
+    splits = dict.fromkeys(evaluation.results["split"] for evaluation in reversed(evaluations))
+    page = (
+        Environment(
+            loader=PackageLoader("pairvpr_dist.retrieval", "."),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        .get_template(REPORT)
+        .render(
+            name=folder.resolve().name,
+            sections=[_section([one for one in evaluations if one.results["split"] == split]) for split in splits],
+            curves=_curves(folder),
+            reconstruction=_reconstruction(folder),
+        )
     )
-    write_text(out_html, page)
+    write_text(folder / REPORT, page)
+    return folder / REPORT
 
 
-def query_groups(evaluation: Path, protocol: Protocol) -> list[Group]:
-    """The counted queries by what the two stages made of them, with examples spread evenly over each kind."""
-    by_descriptor, by_score = read_firsts(evaluation, protocol)
-    counted = np.array([len(rows) > 0 for rows in next(iter(protocol.ground_truths.values()))])
-    right = [first_hits(protocol, rows) for rows in (by_descriptor, by_score)]
-    groups = []
-    for (before, after), title in KINDS.items():
-        members = np.flatnonzero(counted & (right[0] == before) & (right[1] == after))
-        chosen = members[np.linspace(0, len(members) - 1, min(EXAMPLES, len(members))).astype(int)]
-        rows = [
-            [
-                Shot(_thumbnail(protocol.query_paths[query]), "query"),
-                _answer(protocol, query, by_descriptor[query], before),
-                _answer(protocol, query, by_score[query], after),
-            ]
-            for query in chosen
+def _section(evaluations: list[Evaluation]) -> Section:
+    last = evaluations[-1]
+    protocol, missing = _data_of(last)
+    truths = [_truth(evaluations, name) for name in last.outcomes]
+    plots = _recall_plots(evaluations)
+    groups: list[Group] = []
+    if protocol is not None:
+        found = [read_candidates(one.folder / CANDIDATES, protocol) for one in evaluations]
+        plots += _plots_of_candidates(evaluations, found, protocol)
+        groups = query_groups(protocol, found[-1], last.outcomes)
+    return Section(evaluations, truths, plots, groups, missing)
+
+
+def _data_of(evaluation: Evaluation) -> tuple[Protocol | None, str | None]:
+    """The data set of an evaluation where it still lies there as it was measured, else why not."""
+    results = evaluation.results
+    config = config_from_dict(EvalConfig, results["config"], str(evaluation.folder / RESULTS))
+    try:
+        protocol = load_protocol(config.protocol, config.data, config.positive_distance)
+        if protocol.digest != results["split"]:
+            raise UserError(f"{config.data}: holds another split now than was measured; evaluate again")
+    except UserError as error:
+        log.warning("%s: the report goes without pictures of queries, for %s", evaluation.folder, error)
+        return None, str(error)
+    return protocol, None
+
+
+def _truth(evaluations: list[Evaluation], name: str) -> Truth:
+    at = ranks_shown([one.results for one in evaluations])
+    rows = []
+    for one in evaluations:
+        kept = one.outcomes[name].kept
+        rows += [
+            Row(one.label, words, [recall(getattr(kept, field), n) for n in at]) for field, words in RANKINGS.items()
         ]
-        groups.append(Group(title, len(members), rows))
-    return groups
+    kinds = [
+        (one.label, {kind: int(members.sum()) for kind, members in one.outcomes[name].kinds.items()})
+        for one in evaluations
+    ]
+    results = evaluations[-1].results
+    return Truth(name, counting_rule(results["ground_truths"][name], results["queries"]), at, rows, kinds)
 
 
-def read_firsts(evaluation: Path, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """Database rows (Q,) that are first by descriptor and first by pair score, from candidates.csv."""
-    query_rows = {name: row for row, name in enumerate(protocol.queries)}
-    database_rows = {name: row for row, name in enumerate(protocol.database)}
-    firsts = {"descriptor_rank": np.zeros(len(query_rows), int), "rank": np.zeros(len(query_rows), int)}
-    with (evaluation / CANDIDATES).open(newline="", encoding="utf-8") as handle:
-        for line in csv.DictReader(handle):
-            for rank, rows in firsts.items():
-                if line[rank] == "1":
-                    rows[query_rows[line["query"]]] = database_rows[line["database"]]
-    return firsts["descriptor_rank"], firsts["rank"]
+def _recall_plots(evaluations: list[Evaluation]) -> list[Plot]:
+    """By the primary ground truth; none where it is secret."""
+    judged = [
+        (one.label, next(iter(one.outcomes.values())), one.results["top_k"]) for one in evaluations if one.outcomes
+    ]
+    return [recall_plot(judged)] if judged else []
 
 
-def _answer(protocol: Protocol, query: int, row: int, right: bool) -> Shot:
-    metres = protocol.distance(query, row)
-    caption = ("right" if right else "wrong") + ("" if metres is None else f", {metres:,.0f} m")
-    return Shot(_thumbnail(protocol.database_paths[row]), caption, right)
+def _plots_of_candidates(evaluations: list[Evaluation], found: list[Candidates], protocol: Protocol) -> list[Plot]:
+    """What is drawn of every candidate's score, by the primary ground truth; calibration of the last evaluation."""
+    if not evaluations[-1].outcomes:
+        return []
+    positives = next(iter(protocol.ground_truths.values()))
+    counted = next(iter(evaluations[-1].outcomes.values())).counted
+    hit = [hits(candidates.rows, positives) for candidates in found]
+    budgets = [
+        (one.label, candidates.scores[counted], right[counted], one.results["patience"] is None)
+        for one, candidates, right in zip(evaluations, found, hit, strict=True)
+    ]
+    last = evaluations[-1]
+    calibration = last.results["calibration"]
+    plots = [budget_plot(budgets)]
+    return (
+        plots if calibration is None else [*plots, calibration_plot(last.label, found[-1].scores, hit[-1], calibration)]
+    )
 
 
-def _thumbnail(path: Path) -> str:
-    with Image.open(path) as image:
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return _data_url(buffer.getvalue(), "jpeg")
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _label(evaluation: Path) -> str:
+    name = evaluation.resolve().name
+    return "trained" if name == "eval" else name.removeprefix("eval-")
 
 
 def _curves(run: Path) -> list[tuple[str, list[Curve]]]:
@@ -168,4 +186,4 @@ def _curves(run: Path) -> list[tuple[str, list[Curve]]]:
 
 def _reconstruction(run: Path) -> str | None:
     pictures = sorted((run / "stage1" / "reconstructions").glob("*.png"))
-    return _data_url(pictures[-1].read_bytes(), "png") if pictures else None
+    return data_url(pictures[-1].read_bytes(), "png") if pictures else None

@@ -1,7 +1,7 @@
 """The struct `dbStruct` of MATLAB files, in which Pittsburgh and Tokyo 24/7 state their splits.
 
-Contract: scipy reads the file as data, nothing in it runs. Names are as the file has them, checked to stay below a
-folder and to be different; positions are UTM metres, one zone, known by the data set.
+Contract: the file is data, nothing in it runs. Names are as the file has them, checked to stay below a folder and to be
+different; positions are UTM metres of one zone, which the data set's protocol knows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols.listed import check_files, check_names
+from pairvpr_dist.retrieval.protocols.matlab import DamagedError, NewerMatlabError, read_fields
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,9 @@ class DbStruct:
 def read_dbstruct(path: Path, distance: float) -> DbStruct:
     """The split of a file. Raises `UserError` for a file of another kind or another distance of positives (metres)."""
     fields = _load(path)
-    radius = float(np.asarray(fields["posDistThr"], dtype=np.float64).reshape(-1)[0])
-    if radius != distance:
-        raise UserError(
-            f"{path}: posDistThr is {radius:g} m, the benchmark's is {distance:g} m; take the published file"
-        )
+    if not np.array_equal(fields["posDistThr"], distance):
+        radius = repr(fields["posDistThr"])[:40]
+        raise UserError(f"{path}: posDistThr is {radius}, the benchmark's is {distance:g} m; take the published file")
     database, database_utm = _images(path, fields, "dbImageFns", "utmDb")
     queries, query_utm = _images(path, fields, "qImageFns", "utmQ")
     database = check_names(database, path)
@@ -61,20 +60,17 @@ def below(root: Path, folders: Sequence[str], names: list[str], index: Path, suf
 
 
 def _load(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-
     try:
-        fields = loadmat(path, simplify_cells=True).get("dbStruct")
-    except NotImplementedError:
+        fields = read_fields(path)
+    except NewerMatlabError:
         raise UserError(f"{path}: is of MATLAB 7.3; save it with -v7, or take the published file") from None
-    except Exception as error:  # a damaged file can raise anything in scipy's reader
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not readable as a MATLAB file ({why}); copy it again") from None
+    except DamagedError:
+        raise UserError(f"{path}: not readable as a MATLAB file; copy it again") from None
     needed = {"whichSet", "dbImageFns", "utmDb", "qImageFns", "utmQ", "posDistThr"}
-    missing = sorted(needed - set(fields)) if isinstance(fields, dict) else ["dbStruct"]
-    if missing:
+    missing = ["dbStruct"] if fields is None else sorted(needed - set(fields))
+    if missing or fields is None:
         raise UserError(f"{path}: has no {', '.join(missing)}; take the file of the data set that states its split")
-    return dict(fields)
+    return fields
 
 
 def _images(path: Path, fields: dict[str, Any], names_key: str, utm_key: str) -> tuple[list[str], np.ndarray]:

@@ -92,7 +92,7 @@ def _changed(before: Measured, after: Measured, shown: int) -> list[str]:
 def _moved(change: Change, before: Measured, after: Measured) -> str:
     outcomes = [one.outcomes[change.ground_truth] for one in (before, after)]
     was, now = (_rank(side.reranked[change.row]) for side in outcomes)
-    return f"{outcomes[0].queries[change.row]}  first positive {was}, then {now}"
+    return f"first positive {was}, then {now}: {outcomes[0].queries[change.row]}"
 
 
 def _rank(rank: int) -> str:

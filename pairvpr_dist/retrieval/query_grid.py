@@ -107,7 +107,7 @@ def _answer(protocol: Protocol, query: int, row: int, caption: str, right: bool 
     if row == NONE:
         return Shot("", f"{caption}, no candidate", right)
     metres = protocol.distance(query, row)
-    told = caption if metres is None else f"{caption}, {metres:,.0f} m"
+    told = caption if metres is None else f"{caption}, {metres:,.0f}\N{NO-BREAK SPACE}m"
     return Shot(thumbnail(protocol.database_paths[row]), told, right)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from pairvpr_dist.cli import Run, verb
 
 
-@verb("write report.html of a run again, from what its folder holds", "  pairvpr report runs/vitb")
+@verb(
+    "write report.html of a run or an evaluation again, from what its folder holds",
+    "  pairvpr report runs/vitb\n  pairvpr report results/my_city",
+)
 def report(parser: argparse.ArgumentParser) -> Run:
     """`pairvpr report`."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with eval/results.json")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run, or an evaluation alone")
 
     def run_report(args: argparse.Namespace) -> None:
         from pairvpr_dist.retrieval.report import rewrite_report

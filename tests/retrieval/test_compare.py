@@ -115,7 +115,7 @@ def test_the_text_says_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     won = [change for change in changes(*measured) if change.change == "won"]
     assert f"{len(won)} won" in text
     assert f"and {len(won) - 1} more" in text
-    assert text.count("  won   queries/") == 1
+    assert text.count("  won   first positive ") == 1
     assert (tmp_path / "new" / "changed.csv").exists()
 
 

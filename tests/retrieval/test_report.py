@@ -154,11 +154,11 @@ def test_groups_hold_every_counted_query_and_answers_tell_distance(run: Path, st
             told = [(answer.caption.split(",")[0].split(": ")[1] == "right") for answer in judged]
             assert told == [answer.right for answer in judged]
             for answer in judged:
-                metres = int(answer.caption.split(", ")[1].removesuffix(" m"))
+                metres = int(answer.caption.split(", ")[1].removesuffix("\N{NO-BREAK SPACE}m"))
                 assert answer.right == (metres <= 25)
             if group.kind in ("missed", "unreachable"):
                 (shown,) = [answer for answer in answers if answer.right is None]
-                assert int(shown.caption.split(", ")[-1].removesuffix(" m")) <= 25
+                assert int(shown.caption.split(", ")[-1].removesuffix("\N{NO-BREAK SPACE}m")) <= 25
 
 
 def test_failures_are_told_apart_and_the_right_picture_is_shown(street: Path) -> None:

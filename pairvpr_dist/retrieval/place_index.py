@@ -33,6 +33,7 @@ from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
+TOLD = 5  # images left out that are told one by one
 FEW = 64  # so few images are decoded without processes of their own, which take longer to start
 
 
@@ -112,8 +113,11 @@ class PlaceIndex:
             with cache.writing():
                 _update(cache, folder, found, describer)
         index = cls(folder, describer, cache, calibration, config.pair_batch_size)
-        for name, fault in index.left_out.items():
-            log.warning("left out: %s", fault or name)
+        faults = list(index.left_out.values())
+        for fault in faults[:TOLD]:
+            log.warning("left out: %s", fault)
+        if len(faults) > TOLD:
+            log.warning("left out: %d more", len(faults) - TOLD)
         if not index.names:
             raise UserError(f"{folder}: none of its {len(found):,} images can be read; name a folder of photographs")
         return index

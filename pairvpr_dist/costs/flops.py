@@ -47,6 +47,30 @@ def decoder_flops(model: ModelConfig, *, class_token: bool) -> float:
     return _product(2 * patches, preset(model.encoder).dim * width) + model.decoder_depth * block
 
 
+def similarity_flops(model: ModelConfig) -> float:
+    """Scoring one pair in both orders, each of them computed whole from the encoder's features."""
+    return 2 * (decoder_flops(model, class_token=True) + pair_head_flops(model))
+
+
+def rerank_pair_flops(model: ModelConfig) -> float:
+    """The same by `models/pair_scorer.py`, without what the pairs of a query share."""
+    width, patches, others = model.decoder_dim, patches_per_image(model), model.decoder_depth - 1
+    tokens = patches + 1
+    after_cross = (1 + 8) * width**2  # output of the cross-attention; MLP
+    of_x = _product(tokens, (4 + 1) * width**2 + after_cross) + _attention(
+        tokens, tokens, width
+    )  # self-attention first
+    cross = _attention(tokens, patches, width)
+    of_y = _product(patches, 2 * width**2)
+    class_cross = _product(1, (4 + 8) * width**2) + _attention(model.decoder_heads, patches, width)
+    class_self = _product(1, 4 * width**2) + _attention(model.decoder_heads, tokens, width)
+    query_first = class_cross
+    if others:  # the first layer's self-attention is the query's own
+        query_first += _product(tokens, after_cross) + cross + of_y + (others - 1) * (of_x + cross + of_y) + class_self
+    candidate_first = others * (of_x + cross) + class_self + class_cross
+    return query_first + candidate_first + 2 * pair_head_flops(model)
+
+
 def pixel_head_flops(model: ModelConfig) -> float:
     """Predicting the pixels of one image."""
     return _product(patches_per_image(model), model.decoder_dim * PIXELS)

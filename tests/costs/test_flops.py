@@ -12,8 +12,11 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.flops import (
     decoder_flops,
     encoder_flops,
+    rerank_pair_flops,
+    similarity_flops,
     training_flops_per_place,
 )
+from pairvpr_dist.models.pair_scorer import PairScorer
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.settings import TrainingConfig
 
@@ -52,6 +55,23 @@ def test_a_step_costs_what_torch_counts(stage: str, size: str) -> None:
 def test_frozen_blocks_run_forward_only(frozen: int) -> None:
     config = config_of("stage1", "tiny", f"model.frozen_blocks={frozen}")
     assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 12])
+def test_reranking_costs_what_torch_counts(depth: int) -> None:
+    config = config_of("stage2", "vitb", f"model.decoder_depth={depth}", "model.image_size=98").model
+    with torch.device("meta"):
+        model = PairVPR(config)
+        scorer = PairScorer(model)
+        dense = torch.empty(PLACES + 1, 49, 768)
+    projected = scorer.project(dense)
+    query = scorer.query(projected[0])
+    with FlopCounterMode(display=False) as fast:
+        scorer.scores(query, projected[1:])
+    with FlopCounterMode(display=False) as plain, torch.no_grad():
+        model.similarity(dense[:PLACES], dense[1:])
+    assert rerank_pair_flops(config) * PLACES == pytest.approx(fast.get_total_flops(), rel=1e-6)
+    assert similarity_flops(config) * PLACES == pytest.approx(plain.get_total_flops(), rel=1e-6)
 
 
 def test_the_known_costs_of_the_published_model() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.models.pair_scorer import PairScorer
+from pairvpr_dist.models.pair_scorer import FREE_SHARE, GPU_PAIRS, PairScorer, pair_bytes, pairs_that_fit
 from pairvpr_dist.settings import ModelConfig
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+GOLDEN = np.load(FIXTURES / "stage1_stage2_vits14.npz")
+SPEC = json.loads((FIXTURES / "stage1_stage2_vits14.json").read_text())
 
 
 def make_model(depth: int, image_size: int = 70) -> PairVPR:
@@ -54,3 +63,70 @@ def test_scores_equal_the_model(depth: int, size: int, batch: int) -> None:
     expected = plain(model, dense)
     torch.testing.assert_close(fast(PairScorer(model), dense, batch), expected, atol=1e-4, rtol=0)
     assert expected.std() > 1e-2  # else equality would say nothing
+
+
+def test_golden_numbers_of_the_authors_code(released_state: Callable[[int], dict[str, Tensor]], tmp_path: Path) -> None:
+    torch.save(released_state(2), tmp_path / "stage2.pth")
+    model = PairVPR.from_pretrained(tmp_path / "stage2.pth")
+    with torch.no_grad():
+        c, d = (model.describe(images(seed)).dense for seed in (3, 4))
+    scorer = PairScorer(model)
+    given = [scorer.scores(scorer.query(x), y[None]).item() for x, y in zip(*map(scorer.project, (c, d)), strict=True)]
+    np.testing.assert_allclose(given, (GOLDEN["score_cd"] + GOLDEN["score_dc"]).ravel(), atol=2e-4, rtol=1e-4)
+
+
+def images(seed: int) -> Tensor:
+    noise = np.random.default_rng(seed).standard_normal((3, 3, SPEC["s2"], SPEC["s2"]))
+    return torch.from_numpy(noise.astype(np.float32))
+
+
+def test_bf16_finds_nearly_always_the_same_best_candidate() -> None:
+    """Of random features, where nothing sets the best apart; what trained weights give: docs/performance.md."""
+    model = make_model(4)
+    in_fp32, in_bf16 = PairScorer(model), PairScorer(model, torch.bfloat16)
+    queries = 40
+    scores = []
+    for query in range(queries):
+        torch.manual_seed(query)
+        dense = features(model, 20)
+        scores.append(torch.stack([fast(scorer, dense, 20) for scorer in (in_fp32, in_bf16)]))
+    expected, given = torch.stack(scores, dim=1)
+    assert given.isfinite().all()
+    assert (given - expected).square().mean().sqrt() < 0.04 * expected.std()
+    assert (given.argmax(1) == expected.argmax(1)).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_features_give_finite_scores(dtype: torch.dtype) -> None:
+    model = make_model(2)
+    scorer = PairScorer(model, dtype)
+    shape = (3, 25, model.config.decoder_dim)
+    for projected in (torch.zeros(shape), torch.full(shape, 6e4), 6e4 * torch.randn(shape).sign()):
+        assert scorer.scores(scorer.query(projected[0].half()), projected.half()).isfinite().all()
+
+
+def test_the_query_may_be_any_candidate_and_pairs_do_not_mix() -> None:
+    model = make_model(2)
+    scorer = PairScorer(model)
+    projected = scorer.project(features(model, 5))
+    one = scorer.scores(scorer.query(projected[2]), projected[4:5])
+    other = scorer.scores(scorer.query(projected[4]), projected[1:4])
+    torch.testing.assert_close(one[0], other[1], atol=1e-5, rtol=1e-5)  # both orders are summed
+
+
+def test_stored_features_are_taken_in_fp16() -> None:
+    model = make_model(2)
+    scorer = PairScorer(model)
+    stored = scorer.project(features(model, 5)).half()
+    torch.testing.assert_close(
+        scorer.scores(scorer.query(stored[0]), stored), scorer.scores(scorer.query(stored[0].float()), stored.float())
+    )
+
+
+def test_pairs_at_once_are_those_that_fit() -> None:
+    taken = pair_bytes(529, 768, torch.bfloat16)
+    assert pairs_that_fit(80 * 2**30, taken) == GPU_PAIRS
+    few = pairs_that_fit(2**30, taken)
+    assert few * taken <= FREE_SHARE * 2**30 < (few + 1) * taken
+    assert pairs_that_fit(0, taken) == 1
+    assert pair_bytes(529, 768, torch.float32) > taken

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from pairvpr_dist.models.encoder import recomputed
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import PATCH, Stage1Config, TrainingConfig
@@ -78,12 +79,15 @@ def model_state(numbers: Numbers, zero_stage: int, world: int, bf16: bool, bucke
     )
 
 
-def activation_bytes_per_place(config: TrainingConfig, bf16: bool) -> float:
-    """What one more place of the batch keeps on its rank between forward and backward."""
+def activation_bytes_per_place(config: TrainingConfig, bf16: bool, recompute: bool = False) -> float:
+    """What one more place of the batch keeps on its rank between forward and backward.
+
+    `recompute`: what is kept of it where `objective.chunks` lets the backward pass compute activations again.
+    """
     model = _shapes(config).to(torch.bfloat16 if bf16 else torch.float32)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # of no memory either; the kernels of no device keep other things
-        few, more = (saved_bytes(config, model, places) for places in (2, 4))
+        few, more = (saved_bytes(config, model, places, recompute) for places in (2, 4))
     return (more - few) / 2
 
 
@@ -93,7 +97,7 @@ def _shapes(config: TrainingConfig) -> PairVPR:
         return build_objective(config, PairVPR(config.model), []).model
 
 
-def saved_bytes(config: TrainingConfig, model: PairVPR, places: int) -> int:
+def saved_bytes(config: TrainingConfig, model: PairVPR, places: int, recompute: bool = False) -> int:
     """Bytes that autograd keeps of a forward of `places` places, beside the model's own; each storage once."""
     own = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[StorageWeakRef, Tensor] = {}
@@ -105,19 +109,23 @@ def saved_bytes(config: TrainingConfig, model: PairVPR, places: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _forward(config, model, places)
+        loss = _forward(config, model, places, recompute)
     del loss
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _forward(config: TrainingConfig, model: PairVPR, places: int) -> Tensor:
+def _forward(config: TrainingConfig, model: PairVPR, places: int, recompute: bool) -> Tensor:
     """The passes of the objective through its model, over images of no content."""
     size, views = config.model.image_size, config.data.images_per_place
     if isinstance(config, Stage1Config):
         image, other = torch.zeros(2, places, 3, size, size)
         mask = torch.zeros(places, (size // PATCH) ** 2, dtype=torch.bool)
         return model.reconstruct(image, mask, other).float().square().mean()
-    described = model.describe(torch.zeros(places * views, 3, size, size))
+    described = model.describe(torch.zeros(places * views, 3, size, size), recompute=recompute)
     anchors = torch.arange(places * views).repeat(2)  # each with its hardest positive and its hardest negative
-    scores = model.score_pairs(described.dense[anchors], described.dense[anchors.flip(0)])
+
+    def score(dense: Tensor) -> Tensor:
+        return model.score_pairs(dense[anchors], dense[anchors.flip(0)])
+
+    scores = recomputed(score, described.dense) if recompute else score(described.dense)
     return nn.functional.softplus(scores).mean() + described.descriptors.square().mean()

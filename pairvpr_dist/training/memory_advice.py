@@ -31,14 +31,21 @@ class Needs:
     """What a rank needs at given settings, in bytes."""
 
     numbers: Numbers
-    per_place: float
+    per_place: float  # activations
+    kept: float  # what stays of them for a place where they are computed again chunk by chunk
     bf16: bool
     bucket: int
     overlap: bool
+    chunks: int = 1
 
     def total(self, places: int, zero_stage: int, world: int) -> float:
         """With `places` of the batch on each of `world` ranks."""
-        return self.state(zero_stage, world) + places * self.per_place
+        return self.state(zero_stage, world) + places * self.of_place
+
+    @property
+    def of_place(self) -> float:
+        """What a place takes, one chunk at a time."""
+        return self.per_place if self.chunks == 1 else self.kept + self.per_place / self.chunks
 
     def state(self, zero_stage: int, world: int) -> float:
         """Whatever the batch."""
@@ -71,9 +78,11 @@ def needs_of(config: TrainingConfig, world: int) -> Needs:
     return Needs(
         numbers=count_numbers(config, zero["stage3_param_persistence_threshold"]),
         per_place=activation_bytes_per_place(config, bf16),
+        kept=activation_bytes_per_place(config, bf16, recompute=True) if isinstance(config, Stage2Config) else 0,
         bf16=bf16,
         bucket=zero["reduce_bucket_size"],
         overlap=zero["overlap_comm"],
+        chunks=config.objective.chunks if isinstance(config, Stage2Config) else 1,
     )
 
 
@@ -96,8 +105,10 @@ def advice(config: TrainingConfig, world: int, needs: Needs, room: float) -> str
     places, usable = batch // world, USABLE * room
     state = needs.state(zero, world)
     # It did not fit: where the estimate says that it does, a place takes more than estimated.
-    needs = replace(needs, per_place=max(needs.per_place, (usable - state) / places))
+    more = max(1.0, (usable - state) / (places * needs.of_place))
+    needs = replace(needs, per_place=more * needs.per_place, kept=more * needs.kept)
     fitting = [
+        _more_chunks(config, world, needs, usable),
         _more_processes(config, world, needs, usable),
         _higher_zero_stage(config, world, needs, usable),
         _fewer_places(config, world, needs, usable),
@@ -105,18 +116,28 @@ def advice(config: TrainingConfig, world: int, needs: Needs, room: float) -> str
     said = " or ".join(line for line in fitting if line) or "only a smaller model or image"
     return (
         f"a process needs about {needs.total(places, zero, world) / GIB:.3g} GiB ({state / GIB:.3g} of model state at "
-        f"train.zero_stage={zero}, {needs.per_place / GIB:.3g} for each of {places} places) and has {room / GIB:.3g}; "
+        f"train.zero_stage={zero}, {needs.of_place / GIB:.3g} for each of {places} places) and has {room / GIB:.3g}; "
         f"what fits: {said}"
     )
 
 
-def _least_places(config: TrainingConfig) -> int:
-    return 2 if isinstance(config, Stage2Config) else 1  # stage 2 mines negatives on each process
+def _more_chunks(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
+    if not isinstance(config, Stage2Config):
+        return None
+    zero, places = config.train.zero_stage, config.data.places_per_batch // world
+    for chunks in range(needs.chunks + 1, places * config.data.images_per_place + 1):
+        if replace(needs, chunks=chunks).total(places, zero, world) < usable:
+            return f"objective.chunks={chunks} for the same result, more slowly"
+    return None
+
+
+def _least_places(config: TrainingConfig, world: int) -> int:
+    return 2 if isinstance(config, Stage2Config) and world == 1 else 1  # stage 2 mines negatives in the batch
 
 
 def _more_processes(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
     batch, zero = config.data.places_per_batch, config.train.zero_stage
-    for more in range(world + 1, min(batch // _least_places(config), MOST_PROCESSES) + 1):
+    for more in range(world + 1, min(batch, MOST_PROCESSES) + 1):
         if batch % more == 0 and needs.total(batch // more, zero, more) < usable:
             return f"launch.processes={more} for the same batch, each with as much memory"
     return None
@@ -132,7 +153,7 @@ def _higher_zero_stage(config: TrainingConfig, world: int, needs: Needs, usable:
 
 def _fewer_places(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
     """A smaller batch is another run: its loss and its learning rate differ."""
-    for places in range(config.data.places_per_batch // world - 1, _least_places(config) - 1, -1):
+    for places in range(config.data.places_per_batch // world - 1, _least_places(config, world) - 1, -1):
         if needs.total(places, config.train.zero_stage, world) < usable:
             return f"data.places_per_batch={places * world} ({places} a process; in a new run)"
     return None

@@ -53,8 +53,9 @@ def test_a_process_that_runs_out_is_told_a_batch_that_fits() -> None:
     assert fits.returncode == 0, fits.stderr
 
 
-def needs(trained: int = 10**9, per_place: float = GIB, bucket: int = 0) -> Needs:
-    return Needs(Numbers(trained, 0, 0, 0), per_place, bf16=True, bucket=bucket, overlap=False)
+def needs(trained: int = 10**9, per_place: float = GIB, bucket: int = 0, chunks: int = 1) -> Needs:
+    numbers = Numbers(trained, 0, 0, 0)
+    return Needs(numbers, per_place, per_place / 10, bf16=True, bucket=bucket, overlap=False, chunks=chunks)
 
 
 def config_of(batch: int, zero: int, stage: str = "stage1") -> TrainingConfig:
@@ -82,9 +83,17 @@ def test_a_model_that_is_too_large_is_said_to_be() -> None:
     assert said.endswith("what fits: only a smaller model or image")
 
 
-def test_stage_2_keeps_two_places_a_process() -> None:
-    said = advice(config_of(4, zero=3, stage="stage2"), world=2, needs=needs(), room=2 * GIB)
-    assert "launch.processes" not in said
+def test_stage_2_can_be_computed_in_chunks() -> None:
+    config = config_of(64, zero=0, stage="stage2")
+    said = advice(config, world=2, needs=needs(), room=30 * GIB)
+    chunks = int(re.findall(r"what fits: objective\.chunks=(\d+) for the same result", said)[0])
+    usable = USABLE * 30 * GIB
+    assert needs(chunks=chunks).total(32, 0, 2) < usable <= needs(chunks=chunks - 1).total(32, 0, 2)
+    assert "objective.chunks" not in advice(config_of(64, zero=0), world=2, needs=needs(), room=30 * GIB)
+
+
+def test_stage_2_alone_keeps_two_places() -> None:
+    said = advice(config_of(2, zero=3, stage="stage2"), world=1, needs=needs(per_place=4 * GIB), room=20.5 * GIB)
     assert "places_per_batch" not in said
 
 

@@ -20,7 +20,7 @@ from pairvpr_dist.models.card import model_card
 from pairvpr_dist.models.released import HEAD_WIDTH, to_released
 from pairvpr_dist.retrieval.evaluate import read_results
 
-RELEASED = "model.pth"
+RELEASED = "pairvpr.pth"
 CALIBRATION = "calibration"  # of the fact by which pair scores become probabilities
 
 
@@ -56,12 +56,12 @@ def write_safetensors(source: Source, out: Path) -> list[str]:
     with new_folder(out) as folder:
         source.model.save_pretrained(folder, source.facts)
         if source.kept is not None:
-            save_file({key: tensor.contiguous() for key, tensor in source.kept.items()}, folder / KEPT)
+            save_file(source.kept, folder / KEPT)
     return []
 
 
 def write_released(source: Source, out: Path) -> list[str]:
-    """`model.pth` under the authors' names: for stage 2 the state dict, for stage 1 the state dict as `model`."""
+    """`pairvpr.pth` under the authors' names: for stage 2 the state dict, for stage 1 the state dict as `model`."""
     if source.stage == ENCODER_ONLY:
         raise UserError(f"{source.path}: an encoder with untrained decoder and heads; a released file has them trained")
     config = source.model.config
@@ -74,8 +74,6 @@ def write_released(source: Source, out: Path) -> list[str]:
     with new_folder(out) as folder:
         torch.save({"model": state} if first else state, folder / RELEASED)
         write_card(source, folder, loads=f"{out.name}/{RELEASED}")
-    if source.kept is not None:
-        return ["the state dict of the file that was imported, bit for bit"]
     return [f"without {', '.join(absent)}, which a file of stage 1 has no place for"] if first else []
 
 

@@ -72,10 +72,10 @@ def from_released(state: dict[str, Tensor], where: Path) -> tuple[ModelConfig, d
 
 
 def set_aside(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a released state holds and our model has no place for, for `to_released`."""
-    kept = {key: state[key] for key in UNUSED if key in state}
-    position = state[f"{ENCODER}pos_embed"][:, :1].clone()  # not a view that would be saved with the whole table
-    return {**kept, CLASS_TOKEN: state[CLASS_TOKEN], CLASS_POSITION: position}
+    """What a released state holds and our model has no place for, in fp32, for `to_released`."""
+    kept = {key: state[key] for key in (*UNUSED, CLASS_TOKEN) if key in state}
+    kept[CLASS_POSITION] = state[f"{ENCODER}pos_embed"][:, :1]
+    return {key: tensor.float().contiguous() for key, tensor in kept.items()}
 
 
 def to_released(

@@ -59,8 +59,19 @@ def test_a_released_file_comes_out_again_bit_for_bit(released_state: ReleasedSta
     write_safetensors(open_file(tmp_path / "released.pth"), tmp_path / "imported")
     write_safetensors(open_source(tmp_path / "imported"), tmp_path / "copied")
     write_released(open_source(tmp_path / "copied"), tmp_path / "again")
-    content = torch.load(tmp_path / "again/model.pth", weights_only=True)
+    content = torch.load(tmp_path / "again/pairvpr.pth", weights_only=True)
     assert bits(content["model"] if stage == 1 else content) == bits(state)
+
+
+def test_a_file_in_half_precision_comes_back_as_the_model_that_it_gave(
+    released_state: ReleasedState, tmp_path: Path
+) -> None:
+    torch.save({key: value.half() for key, value in released_state(2).items()}, tmp_path / "half.pth")
+    source = open_file(tmp_path / "half.pth")
+    write_safetensors(source, tmp_path / "imported")
+    write_released(open_source(tmp_path / "imported"), tmp_path / "again")
+    again = PairVPR.from_pretrained(tmp_path / "again/pairvpr.pth")
+    assert bits(again.state_dict()) == bits(source.model.state_dict())
 
 
 def test_any_model_comes_back_from_a_released_file_bit_for_bit(tmp_path: Path) -> None:
@@ -70,7 +81,7 @@ def test_any_model_comes_back_from_a_released_file_bit_for_bit(tmp_path: Path) -
         model.encoder.vit.cls_token[0, 0, :2] = torch.tensor([-0.0, 0.0])
     model.save_pretrained(tmp_path / "export")
     write_released(open_source(tmp_path / "export"), tmp_path / "released")
-    again = PairVPR.from_pretrained(tmp_path / "released/model.pth")
+    again = PairVPR.from_pretrained(tmp_path / "released/pairvpr.pth")
     assert again.config == replace(CONFIG, frozen_blocks=0)  # the form does not say which blocks were trained
     assert bits(again.state_dict()) == bits(model.state_dict())
 
@@ -83,7 +94,7 @@ def test_a_class_token_that_was_changed_after_the_import_is_the_one_that_goes_ou
     with torch.no_grad():
         source.model.encoder.vit.cls_token += 1
     write_released(source, tmp_path / "again")
-    again = PairVPR.from_pretrained(tmp_path / "again/model.pth")
+    again = PairVPR.from_pretrained(tmp_path / "again/pairvpr.pth")
     assert bits(again.state_dict()) == bits(source.model.state_dict())
 
 
@@ -92,7 +103,7 @@ def test_stage_1_goes_out_without_the_head_that_its_form_has_no_place_for(tmp_pa
     model.save_pretrained(tmp_path / "export", {"stage": "stage1"})
     (told,) = write_released(open_source(tmp_path / "export"), tmp_path / "released")
     assert "decoder.class_token" in told
-    back, all_of_it = open_file(tmp_path / "released/model.pth"), bits(model.state_dict())
+    back, all_of_it = open_file(tmp_path / "released/pairvpr.pth"), bits(model.state_dict())
     all_of_it.pop("decoder.class_token")
     assert {key: value for key, value in bits(back.model.state_dict()).items() if key in all_of_it} == all_of_it
     assert (back.stage, back.facts["from scratch"]) == ("stage1", ["decoder.class_token"])

@@ -14,7 +14,7 @@ from pairvpr_dist.retrieval.compare import (
     recall,
 )
 from pairvpr_dist.retrieval.outcomes import KINDS, NOWHERE
-from pairvpr_dist.retrieval.results import counting_rule, deviation_line
+from pairvpr_dist.retrieval.results import cautions, counting_rule
 
 KIND_WORDS = {
     "won": "won by re-ranking: wrong by descriptor, right re-ranked",
@@ -29,7 +29,7 @@ def as_text(measured: list[Measured], shown: int) -> str:
     """The whole comparison; of the queries that changed, `shown` of each kind by name."""
     first = measured[0].results
     head = f"{first['protocol']} ({first['queries']:,} queries, {first['database']:,} database, "
-    lines = [f"{head}split {first['split'][:8]})", *deviation_line(first)]
+    lines = [f"{head}split {first['split'][:8]})", *cautions(first)]
     width = max(len(str(one.folder)) for one in measured)
     lines += [f"  {one.letter}  {one.folder!s:<{width}}  weights {_weights(one)}" for one in measured]
     for key, values in differing(measured).items():

@@ -25,7 +25,7 @@ from pairvpr_dist.retrieval.outcomes import Outcomes, read_outcomes
 from pairvpr_dist.retrieval.plots import Plot, budget_plot, calibration_plot, recall_plot
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.query_grid import Group, data_url, query_groups
-from pairvpr_dist.retrieval.results import counting_rule, hits
+from pairvpr_dist.retrieval.results import cautions, counting_rule, hits
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def rewrite_report(folder: Path) -> Path:
         .get_template(REPORT)
         .render(
             name=folder.resolve().name,
+            cautions=cautions,
             sections=[_section([one for one in evaluations if one.results["split"] == split]) for split in splits],
             curves=_curves(folder),
             reconstruction=_reconstruction(folder),

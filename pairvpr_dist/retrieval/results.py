@@ -55,7 +55,15 @@ def summary(results: dict[str, Any]) -> str:
     seconds = results["seconds_per_query"]
     parts = ", ".join(f"{part} {seconds[part]:.3g}" for part in seconds)
     cost = f"{sum(seconds.values()):.3g} s/query ({parts}) on {results['device']}"
-    return "\n".join([head, *deviation_line(results), *recall, cost])
+    return "\n".join([head, *cautions(results), *recall, cost])
+
+
+def cautions(results: dict[str, Any]) -> list[str]:
+    """What a reader must know before the figures are set beside others, a line each."""
+    told = deviation_line(results)
+    if results.get("queries_in_database"):
+        told.append(f"{results['queries_in_database']:,} queries are in the database themselves: recall says too much")
+    return told
 
 
 def deviation_line(results: dict[str, Any]) -> list[str]:

@@ -103,7 +103,7 @@ def test_a_lone_evaluation_has_a_report_too(run: Path, tmp_path: Path) -> None:
     page = rewrite_report(folder).read_text()
     assert (folder / "report.html").exists()
     assert "<td>street</td>" in page
-    assert "Not the published split:</strong> 18 of 20 database images" in page
+    assert "NOT THE PUBLISHED SPLIT (18 of 20 database images)" in page
     for missing in ("Stage 1", "Reconstructions", "untrained"):
         assert missing not in page
     with pytest.raises(UserError, match="evaluate the run first"):

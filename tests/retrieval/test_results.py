@@ -64,7 +64,9 @@ def test_summary_says_every_figure() -> None:
 
 
 def test_summary_says_what_a_reader_must_not_miss() -> None:
-    told = summary(RESULTS | {"deviation": "2 of 18,871 database images", "patience": 7, "scored_per_query": 1.5})
+    changed = {"deviation": "2 of 18,871 database images", "queries_in_database": 3, "patience": 7}
+    told = summary(RESULTS | changed | {"scored_per_query": 1.5})
+    assert "3 queries are in the database" in told
     assert "NOT THE PUBLISHED SPLIT (2 of 18,871 database images)" in told
     assert "patience 7: 1.5 candidates scored a query" in told
     assert "secret" in told

@@ -24,7 +24,6 @@ from pairvpr_dist.models.weights import absent_heads, is_dinov2, load_encoder, l
 from pairvpr_dist.retrieval.evaluate import weights_digest
 from pairvpr_dist.settings import ModelConfig
 from pairvpr_dist.training.checkpoint import BEST, LATEST, STATE, Checkpoint, Progress, find_fault, step_of
-from pairvpr_dist.training.facts import training_facts
 
 log = logging.getLogger(__name__)
 KEPT = "released.safetensors"  # beside the weights of an import: what the file held and the model has no place for
@@ -154,6 +153,8 @@ def _of_export(folder: Path) -> Source:
 
 
 def _of_checkpoint(path: Path) -> Source:
+    from pairvpr_dist.training.facts import training_facts  # with it comes DeepSpeed, slow to import
+
     fault = find_fault(path)
     if fault is not None:
         raise UserError(f"{path}: damaged: {fault}; name another checkpoint")

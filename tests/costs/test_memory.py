@@ -55,15 +55,16 @@ def test_activations_are_what_a_forward_allocates(stage: str, frozen_blocks: int
 
 
 @pytest.mark.parametrize("frozen_blocks", [0, 2])
-def test_what_stays_of_activations_in_chunks_is_little_and_not_told_too_small(frozen_blocks: int) -> None:
+def test_what_stays_of_activations_in_chunks_is_little(frozen_blocks: int) -> None:
     changes = [f"model.frozen_blocks={frozen_blocks}", "objective.chunks=4"]
     config = small_config("stage2", NOWHERE, NOWHERE, changes)
     torch.manual_seed(0)
     objective = build_objective(config, PairVPR(config.model), [])
     few, more = (allocated(objective, batch(config, places)) for places in (4, 8))
     kept = activation_bytes_per_place(config, bf16=False, recompute=True)
-    assert 0.95 < kept / ((more - few) / 4) < 1.6  # rather too much: it is little beside what a chunk takes
-    assert kept < 0.1 * activation_bytes_per_place(config, bf16=False)
+    whole = activation_bytes_per_place(config, bf16=False)
+    assert kept < 0.1 * whole
+    assert kept == pytest.approx((more - few) / 4, abs=0.03 * whole)  # a copy of the dense features is not in it
 
 
 def batch(config: TrainingConfig, places: int) -> Batch:

@@ -10,31 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pairvpr_dist.config import load_config
 from pairvpr_dist.data.at_names import AtName, parse_at_name
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.models.pair_vpr import Description, PairVPR
+from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.retrieval.calibration import probability
 from pairvpr_dist.retrieval.describe import DenseFeatures, Describer, require_finite
-from pairvpr_dist.retrieval.index_cache import Entry, IndexCache, cache_folder
-from pairvpr_dist.retrieval.protocols.protocol import list_images
+from pairvpr_dist.retrieval.index_cache import IndexCache, cache_folder
+from pairvpr_dist.retrieval.index_update import scan, up_to_date, update
 from pairvpr_dist.retrieval.rerank import order_by_score, score_candidates
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
 TOLD = 5  # images left out that are told one by one
-FEW = 64  # so few images are decoded without processes of their own, which take longer to start
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class PlaceIndex:
             "image_size": describer.image_size,
             "precision": "bf16" if describer.bf16 else "fp32",
         }
-        found = _scan(folder)
+        found = scan(folder)
         cache = IndexCache(
             cache_folder(folder, hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]),
             facts,
@@ -109,9 +105,9 @@ class PlaceIndex:
             describer.feature_shape,
             int(config.feature_budget_gib * 2**30),
         )
-        if not _up_to_date(cache, found):
+        if not up_to_date(cache, found):
             with cache.writing():
-                _update(cache, folder, found, describer)
+                update(cache, folder, found, describer)
         index = cls(folder, describer, cache, calibration, config.pair_batch_size)
         faults = list(index.left_out.values())
         for fault in faults[:TOLD]:
@@ -177,92 +173,3 @@ def state_digest(model: PairVPR) -> str:
         sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return sha.hexdigest()
-
-
-def photographs(folder: Path) -> list[str]:
-    """The names of all images below a folder, sorted, hidden files and folders aside. `UserError` without any."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name one with photographs")
-    return [name for name in list_images(folder, ".") if not any(part.startswith(".") for part in Path(name).parts)]
-
-
-def _scan(folder: Path) -> dict[str, os.stat_result]:
-    found = {}
-    for name in photographs(folder):
-        with suppress(FileNotFoundError):  # gone in this moment
-            found[name] = (folder / name).stat()
-    return found
-
-
-def _same_file(entry: Entry, stat: os.stat_result) -> bool:
-    return (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-
-
-def _whole(cache: IndexCache, entry: Entry) -> bool:
-    if entry.fault is not None:
-        return bool(entry.digest)  # what could not be opened is tried again, what is no image only once it has changed
-    return cache.has(entry) and not cache.wants_features(entry)
-
-
-def _up_to_date(cache: IndexCache, found: dict[str, os.stat_result]) -> bool:
-    return cache.entries.keys() == found.keys() and all(
-        _same_file(entry, found[name]) and _whole(cache, entry) for name, entry in cache.entries.items()
-    )
-
-
-def _update(cache: IndexCache, folder: Path, found: dict[str, os.stat_result], describer: Describer) -> None:
-    """Bring the cache to what is in the folder: forget, note new times of old contents, describe."""
-    damaged = [name for name, entry in cache.entries.items() if entry.fault is None and not cache.has(entry)]
-    if damaged:
-        log.warning("%s: damaged for %d images, %s first; made again", cache.folder, len(damaged), damaged[0])
-    wanted = []
-    for name, stat in found.items():
-        known = cache.entries.get(name)
-        if known and _same_file(known, stat) and _whole(cache, known):
-            continue
-        entry = Entry(name, stat.st_size, stat.st_mtime_ns, _digest(folder / name))
-        if known and known.digest == entry.digest and _whole(cache, known):
-            cache.note(replace(known, size=entry.size, mtime_ns=entry.mtime_ns))
-        else:
-            wanted.append(entry)
-    cache.forget([*(cache.entries.keys() - found.keys()), *(e.name for e in wanted if e.name in cache.entries)])
-    with tqdm(total=len(wanted), desc=f"index {folder}", unit="image", disable=None) as progress:
-        for entries, out in _described(describer, folder, wanted):
-            if isinstance(out, UserError):
-                cache.note(replace(entries[0], fault=str(out)))
-            else:
-                descriptors = out.descriptors.cpu().numpy()
-                require_finite(descriptors, "descriptors")
-                cache.store(entries, descriptors, describer.project(out.dense).numpy())
-            progress.update(len(entries))
-
-
-def _described(
-    describer: Describer, folder: Path, entries: Sequence[Entry]
-) -> Iterator[tuple[Sequence[Entry], Description | UserError]]:
-    """Images with their description, some at a time, and those that cannot be read, each alone, with the reason."""
-    done = 0
-    workers = describer.workers if len(entries) > FEW else 0
-    while done < len(entries):
-        try:
-            for out in describer.describe([folder / entry.name for entry in entries[done:]], workers):
-                count = len(out.descriptors)
-                yield entries[done : done + count], out
-                done += count
-        except UserError as error:
-            batch = entries[done : done + (describer.batch_size if len(entries) > 1 else 1)]
-            if len(entries) == 1:
-                yield batch, error
-            else:  # one of them at least
-                for entry in batch:
-                    yield from _described(describer, folder, [entry])
-            done += len(batch)
-
-
-def _digest(path: Path) -> str:
-    """Of the file's bytes; empty where it cannot be opened."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "blake2b").hexdigest()[:32]
-    except OSError:
-        return ""

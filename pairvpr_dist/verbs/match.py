@@ -131,7 +131,7 @@ def _answers(index: PlaceIndex, queries: dict[Path, bool], top_k: int) -> Iterat
 
 def _files(queries: list[str]) -> dict[Path, bool]:
     """The images that are meant, each with whether it was named itself."""
-    from pairvpr_dist.retrieval.place_index import photographs
+    from pairvpr_dist.retrieval.index_update import photographs
 
     files = {}
     for path in map(Path, queries):

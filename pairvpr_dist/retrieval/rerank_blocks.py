@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.retrieval.candidates import NONE
-from pairvpr_dist.retrieval.describe import DenseFeatures, Describer, require_finite
+from pairvpr_dist.retrieval.describe import DenseFeatures, Describer
 from pairvpr_dist.retrieval.rerank import score_candidates
 from pairvpr_dist.retrieval.work import Blocks, wait_for_all
 from pairvpr_dist.settings import EvalConfig
@@ -91,13 +91,5 @@ def _score(
             config.pair_batch_size,
             config.patience,
         )
-    require_scores(scores, found, config.patience)
     return scores
 
-
-def require_scores(scores: np.ndarray, found: np.ndarray, patience: int | None) -> None:
-    """`UserError` when the model gave NaN or infinity; NaN is right only where patience ended a query before."""
-    for row, count in zip(scores, found, strict=True):
-        last = np.flatnonzero(~np.isnan(row[:count]))[-1:]  # patience leaves out what comes after it
-        scored = count if patience is None or not len(last) else last[0] + 1
-        require_finite(row[:scored], "pair scores")

@@ -34,8 +34,6 @@ def test_a_profile_is_a_thin_delta_and_keys_can_be_given(tmp_path: Path) -> None
 def test_processes_are_one_a_gpu_and_else_as_many_as_are_asked_for() -> None:
     assert load_profile("default", ["nodes=2", "gpus_per_node=8"]).tasks == 16
     assert load_profile("default", ["nodes=2", "gpus_per_node=0", "tasks_per_node=3"]).tasks == 6
-    alone = load_profile("default", ["nodes=2", "gpus_per_node=8"]).one_task()
-    assert (alone.tasks, alone.gpus_per_node) == (1, 1)
 
 
 def test_text_of_the_shell_stays_as_it_is_written(tmp_path: Path) -> None:

@@ -116,6 +116,18 @@ def test_crashes_are_counted_by_job_and_restarts_are_not(tmp_path: Path, monkeyp
     assert counts == [1, 2, 1]
 
 
+def test_crashes_of_an_evaluation_count_from_its_last_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    done = tmp_path / "eval.work" / "scores"
+    done.mkdir(parents=True)
+    counts = []
+    for block in (None, None, 0, None, 1):
+        if block is not None:
+            (done / f"{block}.npz").touch()
+        counts.append(count_crash(tmp_path / "eval"))
+    assert counts == [1, 2, 1, 2, 1]
+
+
 def test_the_controller_is_asked_until_it_answers_and_believed_when_it_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

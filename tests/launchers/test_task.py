@@ -14,7 +14,16 @@ import cloudpickle
 import pytest
 
 from launchers import task
-from launchers.task import StageTask, Stopped, choose_gpu, own, prepare_task, stop_at_signals, use_node_disk
+from launchers.task import (
+    StageTask,
+    Stopped,
+    check_progress,
+    choose_gpu,
+    own,
+    prepare_task,
+    stop_at_signals,
+    use_node_disk,
+)
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 
@@ -155,3 +164,17 @@ def test_a_signal_ends_an_evaluation_once_and_cleans_up_undisturbed() -> None:
             signal.signal(number, handler)
     assert cleaned
     assert stopped.value.args == (signal.SIGUSR2,)
+
+
+def test_a_start_whose_time_was_over_before_anything_was_done_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho JobState=RUNNING StartTime=2026-11-21T13:03:00 PreemptTime=None\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    check_progress(signal.SIGUSR2, blocks=1)  # the next start goes on
+    check_progress(signal.SIGTERM, blocks=0)  # a preemption
+    with pytest.raises(UserError, match=r"eval\.cluster\.hours: too short"):
+        check_progress(signal.SIGUSR2, blocks=0)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pairvpr_dist import PairVPR
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
 from pairvpr_dist.retrieval.candidates import CANDIDATE_COLUMNS
-from pairvpr_dist.retrieval.evaluate import evaluate_model, read_results
+from pairvpr_dist.retrieval.candidates import read_candidates as read_candidates_csv
+from pairvpr_dist.retrieval.evaluate import evaluate, evaluate_model, read_results
 from pairvpr_dist.retrieval.protocols import load_protocol
 from pairvpr_dist.settings import EvalConfig
 
@@ -102,13 +107,88 @@ def test_full_folder_is_refused_and_untouched(export: Path, street: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_bad_image_leaves_nothing_behind(export: Path, street: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_told_and_once_it_is_mended_the_evaluation_goes_on(
+    evaluated: tuple[dict[str, Any], Path], export: Path, street: Path, tmp_path: Path
+) -> None:
     shutil.copytree(street, tmp_path / "street")
     bad = next((tmp_path / "street/queries").iterdir())
+    whole = bad.read_bytes()
     bad.write_text("words")
     with pytest.raises(UserError, match=bad.name):
         evaluate_model(config(export, tmp_path / "street"), tmp_path / "eval")
-    assert [path.name for path in tmp_path.iterdir()] == ["street"]
+    assert not (tmp_path / "eval").exists()
+    bad.write_bytes(whole)
+    shutil.rmtree(tmp_path / "street" / "database" / "0")  # described before: nobody reads it again
+    shutil.copytree(street / "database" / "1", tmp_path / "street" / "database" / "0")
+    for theirs, name in zip(sorted((tmp_path / "street/database/0").iterdir()), names_of(street), strict=True):
+        theirs.rename(theirs.with_name(name))
+    evaluate_model(config(export, tmp_path / "street"), tmp_path / "eval")
+    assert not (tmp_path / "eval.work").exists()
+    for name in ("candidates.csv", "outcomes.csv", "descriptors_database.npy", "descriptors_queries.npy"):
+        assert (tmp_path / "eval" / name).read_bytes() == (evaluated[1] / name).read_bytes()
+
+
+def names_of(street: Path) -> list[str]:
+    return sorted(path.name for path in (street / "database" / "0").iterdir())
+
+
+def test_candidates_come_back_from_their_file(evaluated: tuple[dict[str, Any], Path], street: Path) -> None:
+    protocol = load_protocol("folder", street, 25)
+    read = read_candidates_csv(evaluated[1] / "candidates.csv", protocol)
+    database, queries = (np.load(evaluated[1] / f"descriptors_{name}.npy") for name in ("database", "queries"))
+    np.testing.assert_allclose(read.similarities, np.sort(queries @ database.T)[:, ::-1][:, :10], atol=2e-6)
+    firsts = {line["query"]: line["database"] for line in read_candidates(evaluated[1]) if line["rank"] == "1"}
+    assert [protocol.database[row] for row in read.reranked[:, 0]] == [firsts[name] for name in protocol.queries]
+
+
+def test_a_query_is_searched_in_its_group_alone_and_answers_are_handed_in(
+    model: PairVPR, export: Path, street: Path, tmp_path: Path
+) -> None:
+    whole = load_protocol("folder", street, 25)
+    groups = np.array([0] * 4 + [1] * 14)  # of 18; the queries' places are 3 rows each
+    secret = replace(
+        whole, ground_truths={}, database_group=groups, query_group=np.array([0, 0, 1, 1, 1, 2]), takes_submission=True
+    )
+    results = evaluate(model, secret, config(export, street, "eval.index=flat"), tmp_path / "eval")
+    assert (results["ground_truths"], results["calibration"], results["top_k"]) == ({}, None, 10)
+    assert results["scored_per_query"] == (2 * 4 + 3 * 10 + 0) / 6
+    read = read_candidates_csv(tmp_path / "eval" / "candidates.csv", secret)
+    for query, group in enumerate(secret.query_group):  # type: ignore[arg-type]
+        rows = read.rows[query][read.rows[query] >= 0]
+        assert len(set(rows)) == {0: 4, 1: 10, 2: 0}[int(group)]
+        assert (groups[rows] == group).all()
+    lines = (tmp_path / "eval" / "submission.txt").read_text().splitlines()
+    assert [len(line.split()) - 1 for line in lines] == [4, 4, 10, 10, 10, 0]
+    assert lines[0].split()[0] == Path(secret.queries[0]).stem
+    assert lines[0].split()[1] == Path(secret.database[read.reranked[0, 0]]).stem
+
+
+def test_what_makes_figures_worth_less_is_told(
+    model: PairVPR, export: Path, street: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(street, tmp_path / "street")
+    query = min((tmp_path / "street" / "queries").iterdir())
+    shutil.copy(query, tmp_path / "street" / "database" / "0" / query.name)
+    protocol = replace(load_protocol("folder", tmp_path / "street", 25), published_counts=(100, 6))
+    results = evaluate(model, protocol, config(export, tmp_path / "street", "eval.top_k=30"), tmp_path / "eval")
+    assert (results["deviation"], results["queries_in_database"]) == ("19 of 100 database images, 6 of 6 queries", 1)
+    told = [record.message for record in caplog.records]
+    assert len(told) == 3
+    assert "folder is not the published split: it has 19 of 100 database images" in told[0]
+    assert told[1] == "eval.top_k=30: the database holds 19 images; all of them are re-ranked"
+    assert "1 of 6 queries are in the database themselves" in told[2]
+
+
+@pytest.mark.parametrize(("head", "what"), [("descriptor_head", "descriptors"), ("pair_head", "pair scores")])
+def test_a_model_that_gives_nan_is_told(
+    model: PairVPR, export: Path, street: Path, tmp_path: Path, head: str, what: str
+) -> None:
+    diverged = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in getattr(diverged, head).parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(UserError, match=f"eval.model: gives {what} that are not finite"):
+        evaluate(diverged, load_protocol("folder", street, 25), config(export, street), tmp_path / "eval")
 
 
 def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:

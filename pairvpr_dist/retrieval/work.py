@@ -100,7 +100,7 @@ def owned_work(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             yield
         except BaseException:
             if rank() == 0 and not blocks_done(folder):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing
             raise
         if rank() == 0:
             shutil.rmtree(folder)

@@ -26,23 +26,3 @@ def cut(scores: np.ndarray, patience: int) -> np.ndarray:
     """`scores` (Q, K) of all candidates as they are with `patience`: NaN beyond the end of each query."""
     beyond = np.arange(scores.shape[1]) >= ends(scores, patience)[:, None]
     return np.where(beyond, np.float32(np.nan), scores)
-
-
-def curve(
-    scores: np.ndarray, rows: np.ndarray, positives: list[np.ndarray], patiences: list[int]
-) -> list[tuple[int, float, float]]:
-    """(patience, mean candidates scored, recall@1 in per cent) for each of `patiences`.
-
-    `scores`, of all candidates, and `rows` (Q, K) are in the order of the descriptors, `positives` the right rows of
-    each query; queries without any are left out.
-    """
-    right = np.array([np.isin(found, wanted) for found, wanted in zip(rows, positives, strict=True)])
-    counted = np.array([len(wanted) > 0 for wanted in positives])
-    scores, right = scores[counted], right[counted]
-    points = []
-    for patience in patiences:
-        left = cut(scores, patience)
-        first = np.nanargmax(left, axis=1)  # of equal ones the first, as in `order_by_score`
-        recall = np.take_along_axis(right, first[:, None], axis=1).mean()
-        points.append((patience, float((~np.isnan(left)).sum(axis=1).mean()), 100 * float(recall)))
-    return points

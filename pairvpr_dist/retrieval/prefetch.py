@@ -40,7 +40,10 @@ def prefetched(
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     free = deque(_Buffer(most, shape, copying) for _ in range(AHEAD + 1))
     reading: deque[tuple[Wanted, _Buffer, Future[Tensor]]] = deque()
+    # What is not stored is computed again in the thread, and each thread has a current GPU of its own.
     thread = ThreadPoolExecutor(1, "features")
+    if copying is not None:
+        thread.submit(torch.cuda.set_device, copying.device)
     batches = iter(wanted)
     try:
         while True:

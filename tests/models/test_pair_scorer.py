@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pairvpr_dist import PairVPR
 from pairvpr_dist.models.pair_scorer import FREE_SHARE, GPU_PAIRS, PairScorer, pair_bytes, pairs_that_fit
@@ -130,3 +134,37 @@ def test_pairs_at_once_are_those_that_fit() -> None:
     assert few * taken <= FREE_SHARE * 2**30 < (few + 1) * taken
     assert pairs_that_fit(0, taken) == 1
     assert pair_bytes(529, 768, torch.float32) > taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_of_a_pair_is_not_told_too_small(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        scorer = PairScorer(make_model(3), dtype)
+        few, many = torch.empty(2, 25, 48, dtype=torch.float16), torch.empty(12, 25, 48, dtype=torch.float16)
+    query = scorer.query(few[0])
+    peaks = []
+    for candidates in (few, many):
+        with LivePeak() as live:
+            scorer.scores(query, candidates)
+        peaks.append(live.peak)
+    taken = (peaks[1] - peaks[0]) / 10
+    assert 0.6 * pair_bytes(25, 48, dtype) < taken < pair_bytes(25, 48, dtype)
+
+
+class LivePeak(TorchDispatchMode):
+    """The most bytes that tensors made under it took together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.live:
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return made

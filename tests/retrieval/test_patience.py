@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pairvpr_dist.retrieval.patience import curve, cut, ends
+from pairvpr_dist.retrieval.patience import cut, ends
 
 SCORES = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.integers(0, 9).map(float))
 
@@ -40,14 +39,3 @@ def test_the_end_depends_on_nothing_beyond_it(scores: np.ndarray, patience: int,
         changed[:, end:] = beyond
         assert ends(changed, patience)[0] == end
         assert ends(changed[:, :end], patience)[0] == end  # as soon as it can be known
-
-
-def test_curve_from_impatient_to_all() -> None:
-    scores = np.array([[1, 0, 5, 2], [4, 3, 2, 1], [1, 1, 2, 3], [0, 0, 0, 9]], dtype=np.float32)
-    rows = np.array([[7, 8, 9, 6], [1, 2, 3, 4], [3, 2, 1, 0], [1, 2, 3, 4]])
-    positives = [np.array([9]), np.array([1, 3]), np.array([0]), np.array([], dtype=int)]
-    assert curve(scores, rows, positives, [1, 2, 4]) == [
-        (1, 2, pytest.approx(100 / 3)),
-        (2, pytest.approx(11 / 3), 100),
-        (4, 4, 100),
-    ]

@@ -43,7 +43,9 @@ def read_dbstruct(path: Path, distance: float) -> DbStruct:
     return DbStruct(path, str(fields["whichSet"]), database, queries, database_utm, query_utm)
 
 
-def below(root: Path, folders: Sequence[str], names: list[str], index: Path, suffixes: Sequence[str] = ("",)) -> list:
+def find_files(
+    root: Path, folders: Sequence[str], names: list[str], index: Path, suffixes: Sequence[str] = ("",)
+) -> list[str]:
     """The files of an index: `names`, in the first of `folders` that holds the first of them, relative to `root`.
 
     `suffixes` ("" keeps the name's own) are tried in order. Raises `UserError` when a file is missing.

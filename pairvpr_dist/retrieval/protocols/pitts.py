@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.retrieval.protocols.dbstruct import below, read_dbstruct
+from pairvpr_dist.retrieval.protocols.dbstruct import find_files, read_dbstruct
 from pairvpr_dist.retrieval.protocols.positions import located, protocol_within, read_at_form
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
 
@@ -43,8 +43,8 @@ def _read_published(name: str, root: Path, index: Path, split: str, positive_dis
         raise UserError(f"{index}: states the split '{struct.which_set}', not '{split}'; take the published file")
     if not struct.queries:
         raise UserError(f"{index}: names no query; take the published file")
-    database = below(root, DATABASE_FOLDERS, struct.database, index)
-    queries = below(root, QUERY_FOLDERS, struct.queries, index)
+    database = find_files(root, DATABASE_FOLDERS, struct.database, index)
+    queries = find_files(root, QUERY_FOLDERS, struct.queries, index)
     at = located(database, struct.database_utm, ZONE), located(queries, struct.query_utm, ZONE)
     return protocol_within(
         positive_distance, name, root, at[0], at[1], counts_without_positives=True, published_counts=PUBLISHED[name]

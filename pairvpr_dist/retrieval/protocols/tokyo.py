@@ -12,7 +12,7 @@ import csv
 from pathlib import Path
 
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.retrieval.protocols.dbstruct import DbStruct, below, read_dbstruct
+from pairvpr_dist.retrieval.protocols.dbstruct import DbStruct, find_files, read_dbstruct
 from pairvpr_dist.retrieval.protocols.positions import Located, located, protocol_within, read_at_form
 from pairvpr_dist.retrieval.protocols.protocol import Protocol, list_images
 
@@ -31,7 +31,7 @@ def read_tokyo247(root: Path, positive_distance: float) -> Protocol:
     index = next((path for path in (root / "datasets" / FILE, root / FILE) if path.is_file()), None)
     if index is not None:
         struct = read_dbstruct(index, positive_distance)
-        files = below(root, DATABASE_FOLDERS, struct.database, index, suffixes=(".png", ""))
+        files = find_files(root, DATABASE_FOLDERS, struct.database, index, suffixes=(".png", ""))
         database = located(files, struct.database_utm, ZONE)
         queries = _stated_queries(root, struct) if struct.queries else _queries_with_csv(root)
         return protocol_within(
@@ -47,7 +47,7 @@ def read_tokyo247(root: Path, positive_distance: float) -> Protocol:
 
 
 def _stated_queries(root: Path, struct: DbStruct) -> Located:
-    return located(below(root, QUERY_FOLDERS, struct.queries, struct.path), struct.query_utm, ZONE)
+    return located(find_files(root, QUERY_FOLDERS, struct.queries, struct.path), struct.query_utm, ZONE)
 
 
 def _queries_with_csv(root: Path) -> Located:

@@ -20,9 +20,10 @@ from pathlib import Path
 import jpeglib
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pairvpr_dist.data.decoding import upright_rgb
 from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -171,18 +172,11 @@ def _jpeg(content: bytes, panorama: bool | None, options: ImageOptions) -> tuple
         if scale == 1 and _is_plain(picture):
             simplejpeg.decode_jpeg(content, min_height=1, min_width=1)  # at 1/8: all of the stream, few pixels
             return content, picture.width, picture.height
-        upright = _eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+        upright = upright_rgb(picture)
     if scale < 1:
         size = (round(upright.width * scale), round(upright.height * scale))
         upright = upright.resize(size, Image.Resampling.LANCZOS)
     return _encode(np.asarray(upright), options)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits a pixel in 8; Pillow would cut off what is above 255. Others as they are."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
 
 
 def _is_plain(picture: Image.Image) -> bool:

@@ -133,11 +133,19 @@ def _open_rgb(content: bytes) -> Image.Image:
     """Decode with Pillow, upright. Its decoders raise many types for damaged files; all of them mean the same here."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except Image.UnidentifiedImageError:
         raise Undecodable("no known image format") from None
     except Exception as error:
         raise Undecodable(str(error) or type(error).__name__) from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image in RGB, 8 bits each, its EXIF orientation applied."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 257).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 @lru_cache

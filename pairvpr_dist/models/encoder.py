@@ -92,13 +92,11 @@ class Encoder(nn.Module):
             for parameter in [*embeddings, *(p for module in frozen for p in module.parameters())]:
                 parameter.requires_grad_(False)
 
-    def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, recompute: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None, *, recompute: bool = False) -> tuple[Tensor, Tensor]:
         """Encode normalised images.
 
-        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `recompute`: hold no activations
-        of trained blocks for the backward pass, which computes them again.
+        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `recompute`: hold no
+        activations of trained blocks for the backward pass, which computes them again.
         Returns the class token (B, C) and the patch tokens (B, N, C).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):

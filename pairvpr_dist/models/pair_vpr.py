@@ -52,7 +52,8 @@ class PairVPR(nn.Module):
     def describe(self, images: Tensor, *, recompute: bool = False) -> Description:
         """Descriptor and dense features of normalised images (B, 3, S, S), S a multiple of 14.
 
-        `recompute`: see `Encoder`. Raises `ValueError` for images that are not square: the decoder knows dense features by their number alone.
+        `recompute`: see `Encoder`. Raises `ValueError` for images that are not square: the decoder knows dense features
+        by their number alone.
         """
         if images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images of {tuple(images.shape)} are not square; resize them first")
@@ -94,7 +95,7 @@ class PairVPR(nn.Module):
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """L2-normalise (..., D), in fp32, without overflow or division by nothing for any finite input, forward or backward.
+    """L2-normalise (..., D) in fp32. Any finite input has a finite result and gradient.
 
     Squares of numbers above 1e19 or below 1e-23 leave fp32, so vectors are first scaled by their largest number, which
     changes nothing, its gradient included. Below 1e-6 they come out shorter than 1, and zero stays zero.

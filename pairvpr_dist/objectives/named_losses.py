@@ -1,8 +1,8 @@
 """Losses and miners of pytorch-metric-learning by name, as a configuration writes them.
 
-Contract: `Name(key=number, ...)` is data, never run: a name of the library and plain numbers for its arguments. A loss must
-be a function of descriptors and labels alone, because its own weights (class centres) would be in no checkpoint and
-mean nothing for places that are not trained on.
+Contract: `Name(key=number, ...)` is data, never run: a name of the library and plain numbers for its arguments. A loss
+must be a function of descriptors and labels alone, because its own weights (class centres) would be in no checkpoint
+and mean nothing for places that are not trained on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Contract: exact at any number of ranks. Descriptors are gathered with gradient, so that miner, descriptor loss and pair
 mining see the whole batch on every rank. Every image is an anchor once, with its hardest positive and its hardest
-negative of the whole batch; each rank scores the pairs of its own images, a fixed number, and gets the dense features of
-others' partners with gradient. An anchor without a positive or a negative is paired with itself and weighs nothing.
+negative of the whole batch; each rank scores the pairs of its own images, a fixed number, and gets the dense features
+of others' partners with gradient. An anchor without a positive or a negative is paired with itself and weighs nothing.
 
 With `chunks`, descriptors come first and pairs are scored in parts, and the backward pass computes each part's
 activations again (as GradCache does, Gao et al. 2021): the same loss and gradient, with the activations of one part.
@@ -120,7 +120,7 @@ class PlaceRecognition(Objective):
         return Description(torch.cat([p.descriptors for p in parts]), torch.cat([p.dense for p in parts]))
 
     def _pair_logits(self, dense: Tensor, partners: Tensor) -> Tensor:
-        """Scores (2 A,) of the rank's images, twice over, with `partners` (2 A,), rows of the whole batch; in chunks."""
+        """Scores (2 A,) of the rank's images, twice over, with `partners` (2 A,), rows of the whole batch."""
         table, places = fetch_rows(dense, partners)
         anchors = torch.arange(len(dense), device=dense.device).repeat(2)
         if self.config.chunks == 1:

@@ -14,6 +14,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pairvpr_dist.data.at_names import parse_at_name
+from pairvpr_dist.data.decoding import upright_rgb
 from pairvpr_dist.retrieval.calibration import percent
 from pairvpr_dist.retrieval.place_index import Match
 
@@ -65,7 +66,7 @@ def _place(name: str) -> list[tuple[str, bool, str]]:
 
 def _shot(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+        return ImageOps.contain(upright_rgb(image), (SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _paste(canvas: Image.Image, shot: Image.Image, x: int, bottom: int) -> None:

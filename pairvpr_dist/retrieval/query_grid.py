@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pairvpr_dist.data.decoding import upright_rgb
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.candidates import NONE, Candidates
 from pairvpr_dist.retrieval.outcomes import NOWHERE, Outcomes
@@ -116,7 +117,7 @@ def thumbnail(path: Path) -> str:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-            small = ImageOps.exif_transpose(image).convert("RGB")
+            small = upright_rgb(image)
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: not readable as an image ({error}); restore it, for the report shows it") from None
     small.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -37,6 +37,7 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
         "stage": config.stage,
         "size": config.size,
         "steps": progress.step,
+        "epochs": int(metrics.get("epoch", -1)) + 1,  # the last may have been cut short
         "data": ", ".join(
             f"{' and '.join(m.datasets)} ({m.digest[:12]}" + (f", weight {w:g})" if w != 1 else ")")
             for m, w in zip(manifests, weights, strict=True)

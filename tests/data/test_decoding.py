@@ -196,3 +196,10 @@ def test_load_square_names_the_file_that_is_no_image(tmp_path: Path) -> None:
         load_square(path, 28)
     with pytest.raises(UserError, match=r"absent\.jpg: No such file"):
         load_square(tmp_path / "absent.jpg", 28)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 4096).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert torch.equal(load_square(tmp_path / "16.png", 70), load_square(tmp_path / "8.png", 70))

@@ -114,7 +114,7 @@ def test_text_in_place_of_images_and_weights(
     export: Path, street: Path, few_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(street, tmp_path / "street")
-    next((tmp_path / "street" / "queries").iterdir()).write_text("words")
+    next((tmp_path / "street" / "database" / "0").iterdir()).write_text("words")
     (tmp_path / "words.pth").write_text("words")
     assert "not an image" in refuse(["eval", "tiny", f"eval.model={export}", "eval.data=street"], capsys)
     assert "words.pth" in refuse(["eval", "tiny", "eval.model=words.pth", f"eval.data={street}"], capsys)

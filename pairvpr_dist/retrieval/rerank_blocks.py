@@ -92,4 +92,3 @@ def _score(
             config.patience,
         )
     return scores
-

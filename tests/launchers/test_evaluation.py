@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from avenue import write_avenue
 
 from launchers.local import run_evaluation
 from pairvpr_dist.config import load_config
@@ -29,17 +29,7 @@ TIMES = ("seconds_per_query", "seconds_per_database_image", "peak_memory_gib", "
 
 @pytest.fixture(scope="module")
 def avenue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of several blocks: 600 database images and 50 queries."""
-    root = tmp_path_factory.mktemp("avenue")
-    draws = np.random.default_rng(0)
-    for number in range(650):
-        place = number if number < 600 else 12 * (number - 600)
-        folder = root / ("database" if number < 600 else "queries")
-        folder.mkdir(exist_ok=True)
-        facade = np.kron(np.random.default_rng(place).integers(0, 256, (6, 8, 3)), np.ones((4, 4, 1)))
-        pixels = (facade + draws.normal(0, 20, facade.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"@{500000 + 100 * place}@5400000.5@32@U@{number}.jpg")
-    return root
+    return write_avenue(tmp_path_factory.mktemp("avenue"))
 
 
 def overrides(export: Path, avenue: Path, run: Path, processes: int, *more: str) -> list[str]:

@@ -4,6 +4,7 @@
 #   make test         the tests; make test-slow: the ones that take over a minute
 #   make lint         ruff, its formatting, mypy
 #   make bench        every program of benchmarks/; make bench-rerank: re-ranking against the plain way
+#   make ablations    stage 1, places and re-ranking against training without them: an hour on two cores
 #   make setup PYTHON=python3.12      with a Python of your choice, 3.11 or later
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
@@ -11,7 +12,7 @@ NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
 STAMP := .venv/.up-to-date
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup demo test test-slow lint bench bench-rerank
+.PHONY: setup demo test test-slow lint bench bench-rerank ablations
 
 setup: $(STAMP)
 
@@ -40,7 +41,11 @@ lint: setup
 	mypy
 
 bench: setup
-	@set -e; for program in benchmarks/*.py; do echo "$$program"; python $$program; done
+	@set -e; for program in $(filter-out benchmarks/ablations.py,$(wildcard benchmarks/*.py)); do \
+		echo "$$program"; python $$program; done
 
 bench-rerank: setup
 	python benchmarks/rerank.py
+
+ablations: setup
+	python benchmarks/ablations.py

@@ -51,6 +51,11 @@ def refusal(error: OSError) -> UserError | None:
     return UserError(f"{error.filename or 'file system'}: {error.strerror}") if error.errno in REFUSALS else None
 
 
+def one_line(text: str) -> str:
+    """A text from elsewhere (a file's name, another program's words) for people: unprintable characters as U+FFFD."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown word: the nearest known one, or the list of all."""
     names = sorted(known)

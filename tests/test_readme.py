@@ -132,17 +132,19 @@ def test_the_python_face_runs_as_shown(export: Path, street: Path, tmp_path: Pat
 
 
 def test_the_five_lines_find_a_place_as_shown(
-    export: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: PairVPR, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (block,) = [block for block in blocks(PAGES["README.md"], "python") if "PlaceIndex" in block]
     assert len(block.splitlines()) == 5
     monkeypatch.chdir(tmp_path)
     shutil.copytree(street / "database", "photographs")
     shutil.copy(min((street / "queries").iterdir()), "query.jpg")
-    exec(block, {"path": export})
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 5
-    assert all(line.endswith("None") for line in printed)
+    model.save_pretrained("calibrated", {"calibration": {"slope": 0.5, "intercept": -1.0}})
+    exec(block, {"path": "calibrated"})
+    first, *matches = capsys.readouterr().out.splitlines()
+    assert first == "18 photographs"
+    assert len(matches) == 5
+    assert all(0 < float(line.split()[-1]) < 1 for line in matches)
 
 
 @pytest.mark.slow

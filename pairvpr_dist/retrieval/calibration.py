@@ -9,6 +9,7 @@ probability.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pairvpr_dist.files import read_json
 
 FOLDS = 5
 BINS = 10  # of the expected calibration error, equally wide
+CERTAIN = 1e-6  # no probability is nearer to 0 or 1
 
 
 def fit_calibration(scores: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
@@ -43,8 +45,9 @@ def fit_calibration(scores: np.ndarray, right: np.ndarray) -> dict[str, float] |
 
 
 def probability(score: float | np.ndarray, calibration: dict[str, float]) -> Any:
-    """The calibrated probability of a pair score: a float of a float, an array of an array."""
+    """The calibrated probability of a pair score, never 0 or 1: a float of a float, an array of an array."""
     p = expit(calibration["slope"] * np.asarray(score, np.float64) + calibration["intercept"])
+    p = np.clip(p, CERTAIN, 1 - CERTAIN)
     return float(p) if p.ndim == 0 else p
 
 
@@ -67,8 +70,8 @@ def percent(probability: float | None) -> str:
 def read_calibration(path: str | Path, sha256: str | None = None) -> dict[str, float] | None:
     """The calibration in an evaluation (its folder or results.json) or in an export folder; None where it has none.
 
-    sha256: of the file of weights that an evaluation must be of. Raises `UserError` for others, and for a file of
-    another kind.
+    sha256: of the file of weights that it must be of: an evaluation says whose it is, an export is of its own. Raises
+    `UserError` for others, for what does not say, and for a file of another kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -77,11 +80,8 @@ def read_calibration(path: str | Path, sha256: str | None = None) -> dict[str, f
     holder = content.get("facts", content) if isinstance(content, dict) else None
     if not isinstance(holder, dict):
         raise UserError(f"{path}: neither the results of an evaluation nor the config.json of an export")
-    measured = holder.get("model")
-    if sha256 and isinstance(measured, dict) and measured.get("sha256", sha256) != sha256:
-        raise UserError(
-            f"{path}: an evaluation of other weights, whose scores mean something else; evaluate this model"
-        )
+    if sha256 and _weights_of(content, path) != sha256:
+        raise UserError(f"{path}: of other weights, whose scores mean something else; evaluate this model")
     found = holder.get("calibration")
     if found is None:
         return None
@@ -89,6 +89,23 @@ def read_calibration(path: str | Path, sha256: str | None = None) -> dict[str, f
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
         raise UserError(f"{path}: its calibration has no finite slope and intercept; evaluate again")
     return found
+
+
+def own_calibration(model: Path) -> dict[str, float] | None:
+    """The calibration that a model carries: none of a file, of an export what its config.json says."""
+    return read_calibration(model / "config.json") if model.is_dir() else None
+
+
+def _weights_of(content: dict[str, Any], path: Path) -> str | None:
+    """sha256 of the weights that a read file is of; None where nothing says it."""
+    if "facts" in content:
+        weights = path.parent / "model.safetensors"
+        if not weights.exists():
+            return None
+        with weights.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    measured = content.get("model")
+    return measured.get("sha256") if isinstance(measured, dict) else None
 
 
 def _platt(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:

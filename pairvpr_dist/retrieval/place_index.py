@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pairvpr_dist.config import load_config
 from pairvpr_dist.data.at_names import AtName, parse_at_name
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import UserError, one_line
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.retrieval.calibration import probability
+from pairvpr_dist.retrieval.calibration import own_calibration, probability
 from pairvpr_dist.retrieval.describe import DenseFeatures, Describer, require_finite
 from pairvpr_dist.retrieval.index_cache import IndexCache, cache_folder
 from pairvpr_dist.retrieval.index_update import scan, up_to_date, update
@@ -79,17 +79,21 @@ class PlaceIndex:
     def open(
         cls,
         folder: str | Path,
-        model: PairVPR,
+        model: PairVPR | str | Path,
         calibration: dict[str, float] | None = None,
         config: EvalConfig | None = None,
     ) -> PlaceIndex:
         """The index of all images below `folder`, brought up to date.
 
-        calibration: from `read_calibration`; without one, matches carry no probability. config: image size, batch
+        model: loaded, or an export folder or released .pth by its path. calibration: from `read_calibration`; none: of
+        a path the model's own, and where it has none, matches carry no probability. config: image size, batch
         sizes, workers, feature budget and precision (none: `configs/eval/default.yaml`; the other keys say nothing
         here). Raises `UserError` for a folder without a readable image, and while another process describes it.
         """
         folder = Path(folder)
+        if not isinstance(model, PairVPR):
+            calibration = calibration or own_calibration(Path(model))
+            model = PairVPR.from_pretrained(model)
         config = config or load_config("eval", "vitb", ["eval.model=given", "eval.data=given"]).eval
         describer = Describer(model, config)
         facts = {
@@ -111,7 +115,7 @@ class PlaceIndex:
         index = cls(folder, describer, cache, calibration, config.pair_batch_size)
         faults = list(index.left_out.values())
         for fault in faults[:TOLD]:
-            log.warning("left out: %s", fault)
+            log.warning("left out: %s", one_line(fault))
         if len(faults) > TOLD:
             log.warning("left out: %d more", len(faults) - TOLD)
         if not index.names:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from pairvpr_dist import PairVPR
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_json
 from pairvpr_dist.retrieval.calibration import (
@@ -16,6 +17,7 @@ from pairvpr_dist.retrieval.calibration import (
     probability,
     read_calibration,
 )
+from pairvpr_dist.retrieval.evaluate import weights_digest
 
 
 def drawn(slope: float, intercept: float, queries: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +101,28 @@ def test_it_is_read_from_evaluations_and_exports(tmp_path: Path) -> None:
         assert read_calibration(tmp_path / path) == numbers
     write_json(tmp_path / "export/config.json", {"model": {}, "facts": {}})
     assert read_calibration(tmp_path / "export") is None
+
+
+def test_that_of_other_weights_is_refused(export: Path, model: PairVPR, tmp_path: Path) -> None:
+    numbers = {"slope": 0.5, "intercept": -1.0}
+    model.save_pretrained(tmp_path / "mine", {"calibration": numbers})
+    other = PairVPR(model.config)
+    other.save_pretrained(tmp_path / "other", {"calibration": numbers})
+    mine = weights_digest(export)
+    (tmp_path / "silent").mkdir()
+    write_json(tmp_path / "silent/results.json", {"calibration": numbers})
+    (tmp_path / "bare").mkdir()
+    write_json(tmp_path / "bare/config.json", {"facts": {"calibration": numbers}})
+    assert read_calibration(tmp_path / "mine", mine) == numbers
+    for name in ("other", "other/config.json", "silent", "bare"):
+        with pytest.raises(UserError, match="of other weights"):
+            read_calibration(tmp_path / name, mine)
+
+
+def test_no_score_is_certain() -> None:
+    ends = probability(np.array([-1e9, 1e9]), {"slope": 1.0, "intercept": 0.0})
+    assert 0 < ends[0] < ends[1] < 1
+    assert [round(end, 6) for end in ends] == [1e-6, 1 - 1e-6]  # as results are written
 
 
 @pytest.mark.parametrize("content", [[1], {"calibration": 3}, {"calibration": {"slope": 1.0}}, {"facts": 2}])

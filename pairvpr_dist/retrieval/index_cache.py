@@ -113,14 +113,16 @@ class IndexCache:
         if zlib.crc32(values.data, entry.salt) == entry.features:
             return values
         log.warning("%s: its features in %s are damaged; computed again", entry.name, self.folder)
-        append_json_line(self._log, {"damaged": entry.row, "features": entry.features})
+        with suppress(OSError):  # a note for the next to open it; who only asks may be unable to write
+            append_json_line(self._log, {"damaged": entry.row, "features": entry.features})
         return None
 
     def forget(self, names: Sequence[str]) -> None:
         """Drop images; their rows are free for others that are stored after."""
         for name in names:
-            self._used.discard(self.entries[name].row)
             self._append({"gone": name})
+        # Not name by name: a damaged line may claim the row of an image that stays.
+        self._used = {entry.row for entry in self.entries.values()}
 
     def note(self, entry: Entry) -> None:
         """Write an entry down: one that is left out, or one whose file has only another time."""
@@ -176,12 +178,13 @@ class IndexCache:
 
 
 def cache_folder(images: Path, key: str) -> Path:
-    """A folder to write the index of `images` under `key` to: inside it, or where that is read-only with the user's."""
+    """A folder to write the index of `images` under `key` to: inside it, or where that is another's with the user's."""
     inside = images / HIDDEN / key
     try:
         inside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=inside):
-            return inside
+            if all(os.access(file, os.R_OK | os.W_OK, effective_ids=True) for file in inside.iterdir()):
+                return inside
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise

@@ -21,7 +21,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.pair_vpr import Description
 from pairvpr_dist.retrieval.describe import Describer, require_finite
 from pairvpr_dist.retrieval.index_cache import Entry, IndexCache
-from pairvpr_dist.retrieval.protocols.protocol import list_images
+from pairvpr_dist.retrieval.protocols.protocol import IMAGE_SUFFIXES, image_names, is_utf8
 
 log = logging.getLogger(__name__)
 FEW = 64  # so few images are decoded without processes of their own, which take longer to start
@@ -29,10 +29,20 @@ Found = dict[str, os.stat_result]  # images of a folder by name
 
 
 def photographs(folder: Path) -> list[str]:
-    """The names of all images below a folder, sorted, hidden files and folders aside. `UserError` without any."""
+    """The names of all images below a folder, sorted, hidden files and folders aside. `UserError` without any.
+
+    A name that is not UTF-8 is left out, and told.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one with photographs")
-    return [name for name in list_images(folder, ".") if not any(part.startswith(".") for part in Path(name).parts)]
+    names = [name for name in image_names(folder, ".") if not any(part.startswith(".") for part in Path(name).parts)]
+    for name in names:
+        if not is_utf8(name):
+            log.warning("left out: %s: the name %r is not UTF-8; rename it", folder, os.fsencode(name))
+    told = [name for name in names if is_utf8(name)]
+    if not told:
+        raise UserError(f"{folder}: holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
+    return told
 
 
 def scan(folder: Path) -> Found:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pairvpr_dist.data.at_names import parse_at_name
 from pairvpr_dist.data.decoding import upright_rgb
+from pairvpr_dist.errors import one_line
 from pairvpr_dist.retrieval.calibration import percent
 from pairvpr_dist.retrieval.place_index import Match
 
@@ -82,7 +83,7 @@ def _bar(draw: ImageDraw.ImageDraw, x: int, bottom: int, probability: float | No
 def _write(draw: ImageDraw.ImageDraw, x: int, bottom: int, lines: list[tuple[str, bool, str]]) -> None:
     """Lines of text under an image, with whether they are bold, and their colour."""
     for number, (text, bold, colour) in enumerate(lines):
-        draw.text((x, bottom + 10 + number * LINE), _fitting(text, _font(bold)), colour, _font(bold))
+        draw.text((x, bottom + 10 + number * LINE), _fitting(one_line(text), _font(bold)), colour, _font(bold))
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:

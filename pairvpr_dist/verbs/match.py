@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pairvpr_dist.cli import Run, verb
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from pairvpr_dist.retrieval.place_index import Match, PlaceIndex
@@ -97,6 +98,7 @@ def search(args: argparse.Namespace) -> None:
     from pairvpr_dist.retrieval.place_index import PlaceIndex
 
     queries = _files(args.queries)
+    _check_name(args.database)
     if args.out and args.out.resolve().is_relative_to(args.database.resolve()):
         raise UserError(f"--out {args.out}: lies among the images to search; name a folder elsewhere")
     budget = [f"eval.feature_budget_gib={args.feature_budget}"] if args.feature_budget else []
@@ -110,7 +112,7 @@ def search(args: argparse.Namespace) -> None:
             print(_table(query, matches))
             answers.append(_record(query, matches))
             if folder:
-                answers[-1]["picture"] = f"{len(answers):04d}-{query.stem[:40]}.jpg"
+                answers[-1]["picture"] = f"{len(answers):04d}-{one_line(query.stem[:40])}.jpg"
                 _draw(query, matches, folder / answers[-1]["picture"])
         if folder:
             _write(folder, args, index, answers)
@@ -126,7 +128,7 @@ def _answers(index: PlaceIndex, queries: dict[Path, bool], top_k: int) -> Iterat
         except UserError as error:
             if named:
                 raise
-            log.warning("left out: %s", error)
+            log.warning("left out: %s", one_line(str(error)))
 
 
 def _files(queries: list[str]) -> dict[Path, bool]:
@@ -135,13 +137,23 @@ def _files(queries: list[str]) -> dict[Path, bool]:
 
     files = {}
     for path in map(Path, queries):
+        _check_name(path)
+        if not path.exists():
+            raise UserError(f"{path}: no such file; name an image or a folder of images")
         files.update({path / name: False for name in photographs(path)} if path.is_dir() else {path: True})
     return files
 
 
+def _check_name(path: Path) -> None:
+    from pairvpr_dist.retrieval.protocols.protocol import is_utf8
+
+    if not is_utf8(str(path)):
+        raise UserError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it")
+
+
 def _calibration(model: Path, given: Path | None) -> dict[str, float] | None:
     """The calibration that was named, else the model's own; without any, it is said that there is none."""
-    from pairvpr_dist.retrieval.calibration import read_calibration
+    from pairvpr_dist.retrieval.calibration import own_calibration, read_calibration
     from pairvpr_dist.retrieval.evaluate import weights_digest
 
     if given is not None:
@@ -149,7 +161,7 @@ def _calibration(model: Path, given: Path | None) -> dict[str, float] | None:
         if calibration is None:
             raise UserError(f"{given}: has no calibration; name an evaluation with right and wrong candidates")
         return calibration
-    calibration = read_calibration(model) if model.is_dir() else None
+    calibration = own_calibration(model)
     if calibration is None:
         log.warning("not calibrated: no probabilities; name an evaluation of this model with --calibration")
     return calibration
@@ -158,13 +170,11 @@ def _calibration(model: Path, given: Path | None) -> dict[str, float] | None:
 def _table(query: Path, matches: list[Match]) -> str:
     from pairvpr_dist.retrieval.calibration import percent
 
-    lines = [str(query), "  rank      same place     score  similarity  image"]
+    lines = [one_line(str(query)), "  rank      same place     score  similarity  image"]
     for m in matches:
         at = m.position
-        where = f"{at.east:.0f} E {at.north:.0f} N {at.zone}  " if at else ""
-        lines.append(
-            f"  {m.rank:>4}  {percent(m.probability):>14}  {m.score:>8.3f}  {m.similarity:>10.4f}  {where}{m.name}"
-        )
+        where = (f"{at.east:.0f} E {at.north:.0f} N {at.zone}  " if at else "") + one_line(m.name)
+        lines.append(f"  {m.rank:>4}  {percent(m.probability):>14}  {m.score:>8.3f}  {m.similarity:>10.4f}  {where}")
     return "\n".join(lines)
 
 

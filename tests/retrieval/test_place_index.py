@@ -150,7 +150,7 @@ def test_damaged_rows_are_made_again(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("damage", ["cut", "words", "swapped names", "other facts", "no facts"])
+@pytest.mark.parametrize("damage", ["cut", "words", "swapped names", "claimed row", "other facts", "no facts"])
 def test_a_damaged_cache_never_gives_other_answers(
     damage: str, photographs: Path, street: Path, model: PairVPR
 ) -> None:
@@ -165,6 +165,9 @@ def test_a_damaged_cache_never_gives_other_answers(
     elif damage == "swapped names":
         first, second = (line.split('"size"')[0] for line in lines[:2])
         lines[0], lines[1] = lines[0].replace(first, second), lines[1].replace(second, first)
+        (cache / "images.jsonl").write_text("".join(lines))
+    elif damage == "claimed row":  # the last says that it has the row of the first
+        lines[-1] = lines[-1].replace('"row": 17', '"row": 0')
         (cache / "images.jsonl").write_text("".join(lines))
     elif damage == "other facts":
         (cache / "index.json").write_text("{}")
@@ -294,6 +297,64 @@ def test_where_the_folder_cannot_be_written_to_the_index_lies_in_the_users_cache
     assert not (closed / HIDDEN).exists()
     (features,) = mine.rglob("features.f16")
     assert f"its index lies in {features.parent}" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["images.jsonl", "features.f16", "lock"])
+def test_where_the_index_is_another_users_it_lies_in_the_own_cache(
+    file: str, photographs: Path, model: PairVPR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(photographs.parent / "mine"))
+    PlaceIndex.open(photographs, model)
+    (cache_of(photographs) / file).chmod(0o600)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        copy = Path(folder) / "photographs"
+        shutil.copytree(photographs, copy)
+        for path in copy.rglob("*"):
+            path.chmod(0o777 if path.is_dir() else path.stat().st_mode)
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/mine")
+        os.seteuid(65534)  # nobody
+        try:
+            assert len(PlaceIndex.open(copy, model)) == 18
+        finally:
+            os.seteuid(0)
+        assert len([*Path(folder).glob("mine/**/features.f16")]) == 1
+
+
+@pytest.mark.fault
+def test_damage_that_cannot_be_noted_does_not_end_a_query(
+    photographs: Path, street: Path, model: PairVPR, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = PlaceIndex.open(photographs, model)
+    expected = [m.name for m in index.match(first_query(street), 18)]
+    cache = cache_of(photographs)
+    content = (cache / "features.f16").read_bytes()
+    (cache / "features.f16").write_bytes(bytes([content[0] ^ 0x40]) + content[1:])
+    index = PlaceIndex.open(photographs, model)
+    (cache / "images.jsonl").unlink()
+    (cache / "images.jsonl").mkdir()  # nothing can be appended to it, by root neither
+    assert [m.name for m in index.match(first_query(street), 18)] == expected
+    assert "damaged" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_is_left_out_and_told(
+    photographs: Path, model: PairVPR, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(min(photographs.rglob("*.jpg")), photographs / os.fsdecode(b"caf\xe9.jpg"))
+    index = PlaceIndex.open(photographs, model)
+    assert len(index) == 18
+    assert r"caf\xe9.jpg' is not UTF-8; rename it" in caplog.text
+
+
+def test_a_model_by_its_path_brings_its_own_calibration(
+    photographs: Path, street: Path, model: PairVPR, export: Path, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "calibrated", {"calibration": {"slope": 0.5, "intercept": -1.0}})
+    for path, calibrated in ((export, False), (tmp_path / "calibrated", True)):
+        (found,) = PlaceIndex.open(photographs, str(path)).match(first_query(street), 1)
+        assert (found.probability is not None) == calibrated
 
 
 @pytest.mark.parametrize(

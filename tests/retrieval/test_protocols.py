@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -126,3 +127,9 @@ def test_bad_folders_are_told(tmp_path: Path, street: Path) -> None:
         load_protocol("folder", tmp_path, 25)
     with pytest.raises(UserError, match="no query has a positive"):
         load_protocol("folder", street, 0.5)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (build(tmp_path) / os.fsdecode(b"database/caf\xe9.jpg")).touch()
+    with pytest.raises(UserError, match=r"caf\\xe9.jpg' is not UTF-8; rename it"):
+        load_protocol("folder", tmp_path, 25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_json
 from pairvpr_dist.retrieval.calibration import percent
 from pairvpr_dist.retrieval.evaluate import weights_digest
+from pairvpr_dist.retrieval.index_cache import HIDDEN
 from pairvpr_dist.retrieval.match_picture import GAP, SIDE, match_picture
 from pairvpr_dist.retrieval.place_index import PlaceIndex
 
@@ -112,6 +114,27 @@ def test_two_images_are_compared_with_a_probability_where_the_export_is_calibrat
 def test_a_probability_is_never_certain() -> None:
     told = [percent(p) for p in (None, 0.0, 0.25, 1.0)]
     assert told == ["not calibrated", "under 0.1 %", "25.0 %", "over 99.9 %"]
+
+
+def test_names_with_unprintable_characters_stay_in_their_line(
+    street: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, database = tmp_path / "a\nquery\x1b[1m.jpg", tmp_path / "photographs"
+    database.mkdir()
+    shutil.copy(queries_of(street)[0], query)
+    shutil.copy(queries_of(street)[1], database / "an\nimage\t.jpg")
+    run(["match", "--model", str(export), str(query), "--database", str(database), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "query" in line] == [str(tmp_path / "a\ufffdquery\ufffd[1m.jpg")]
+    assert lines[3].endswith("an\ufffdimage\ufffd.jpg")
+    assert (tmp_path / "out/0001-a\ufffdquery\ufffd[1m.jpg").exists()
+
+
+def test_a_wrong_query_is_told_before_the_folder_is_indexed(database: Path, export: Path, tmp_path: Path) -> None:
+    for name, told in (("none.jpg", "no such file; name an image"), (os.fsdecode(b"caf\xe9.jpg"), "is not UTF-8")):
+        with pytest.raises(UserError, match=told):
+            run(["match", "--model", str(export), str(tmp_path / name), "--database", str(database)])
+    assert not (database / HIDDEN).exists()
 
 
 def test_mistakes_are_told(database: Path, street: Path, export: Path, tmp_path: Path) -> None:

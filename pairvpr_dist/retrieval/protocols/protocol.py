@@ -7,6 +7,7 @@ changes with any name or positive. Nothing here opens an image.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,15 +84,31 @@ class Protocol:
 
 
 def list_images(root: Path, folder: str) -> list[str]:
-    """Names, relative to `root`, of all images below `root/folder`, sorted. `UserError` when there are none."""
+    """Names, relative to `root`, of all images below `root/folder`, sorted.
+
+    Raises `UserError` when there are none, and for a name that is not UTF-8: no result could tell of it.
+    """
     top = root / folder
     if not top.is_dir():
         raise UserError(f"{root}: has no folder {folder}/; a data set holds database/ and queries/ with images")
-    found = (path for path in top.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    names = sorted(path.relative_to(root).as_posix() for path in found)
+    names = image_names(root, folder)
+    foreign = next((name for name in names if not is_utf8(name)), None)
+    if foreign is not None:
+        raise UserError(f"{root}: the name {os.fsencode(foreign)!r} is not UTF-8; rename it")
     if not names:
         raise UserError(f"{top}: holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
     return names
+
+
+def image_names(root: Path, folder: str) -> list[str]:
+    """Names, relative to `root`, of what may be images below `root/folder`, sorted, as the disk has them."""
+    found = (path for path in (root / folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name of the file system is text."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def require_positives(ground_truths: dict[str, list[np.ndarray]], where: Path, remedy: str) -> None:

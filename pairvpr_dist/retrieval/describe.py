@@ -7,6 +7,7 @@ lie in fp16 in a file a block as far as the budget goes, and are computed again 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Describer:
         loader = DataLoader(
             _Squares(paths, self.image_size),
             batch_sampler=[list(batch) for batch in batches],
-            num_workers=workers,
+            num_workers=min(workers, len(os.sched_getaffinity(0))),  # torch warns of more than there are cores
             collate_fn=_collate,
             pin_memory=pin,
         )

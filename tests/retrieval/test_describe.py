@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,8 @@ def test_values_that_are_not_finite_are_told() -> None:
     require_finite(np.ones(3), "descriptors")
     with pytest.raises(UserError, match="descriptors that are not finite"):
         require_finite(np.array([1, np.nan]), "descriptors")
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cores_are_not_started(describer: Describer, paths: list[Path]) -> None:
+    assert len(list(describer.describe(paths[:3], workers=len(os.sched_getaffinity(0)) + 1))) == 1

@@ -182,8 +182,9 @@ def gather(rows: Tensor) -> Tensor:
     """Concatenate (B, ...) of every rank, in rank order, without gradient."""
     if world_size() == 1:
         return rows
+    rows = rows.contiguous()
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(gathered, rows.contiguous())
+    dist.all_gather(gathered, rows)
     return torch.cat(gathered)
 
 
@@ -207,7 +208,7 @@ def gather_to_rank_0(value: T) -> list[T] | None:
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, without gradient."""
-    values = values.detach().clone()
+    values = values.detach().clone(memory_format=torch.contiguous_format)
     if world_size() > 1:
         dist.all_reduce(values)
     return values

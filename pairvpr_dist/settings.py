@@ -212,7 +212,7 @@ class TrainConfig:
     keep_checkpoints: int  # this many newest checkpoints stay
     keep_every: int  # checkpoints of the multiples of this step stay for ever; 0: none
     best_metric: str | None  # a metric of validation; its best checkpoint stays and is exported; none: the last one is
-    best_is: str  # min or max
+    best_is: str | None  # min or max; none: max of what is a recall, an accuracy or a gain, else min
     early_stop: int  # this many validations in a row without a new best end the run; 0: never
     self_check: bool  # before the first step: one step, save, load and compare
     max_skipped_steps: int  # this many non-finite steps in a row end the run, or rewind it
@@ -231,7 +231,7 @@ class TrainConfig:
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
         for key in ("early_stop", "validate_every", "keep_every", "max_rewinds", "hang_timeout"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "must be 0 or more")
-        _require(self.best_is in ("min", "max"), "train.best_is", self.best_is, "must be min or max")
+        _require(self.best_is in (None, "min", "max"), "train.best_is", self.best_is, "must be min or max")
         _require(not self.early_stop or self.best_metric is not None, "train.early_stop", self.early_stop,
                  "needs train.best_metric, of which no new best comes")  # fmt: skip
         steps = self.profile_steps

@@ -16,3 +16,8 @@ def build_objective(config: TrainingConfig, model: PairVPR, datasets: Sequence[s
     if isinstance(config, Stage1Config):
         return MaskedModelling(model, config.objective, config.data.augment, datasets)
     return PlaceRecognition(model, config.objective, config.data.augment, datasets)
+
+
+def validated_metrics(config: TrainingConfig) -> tuple[str, ...]:
+    """What the objective of a stage measures on places that are not trained on, by name."""
+    return (MaskedModelling if isinstance(config, Stage1Config) else PlaceRecognition).validated

@@ -26,6 +26,7 @@ class Objective(nn.Module, ABC):
     """
 
     untrained: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()  # the names of what `validate` gives
 
     def __init__(self, model: PairVPR, datasets: Sequence[str]) -> None:
         super().__init__()

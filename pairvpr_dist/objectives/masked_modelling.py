@@ -25,6 +25,7 @@ class MaskedModelling(Objective):
     """Reconstruct the hidden part of one view with the help of the other."""
 
     untrained = ("decoder.class_token", "descriptor_head", "pair_head")
+    validated = ("loss", "cross_view_gain")
 
     def __init__(
         self, model: PairVPR, config: MaskedModellingConfig, augment: AugmentConfig, datasets: Sequence[str]

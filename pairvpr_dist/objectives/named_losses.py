@@ -2,7 +2,8 @@
 
 Contract: `Name(key=number, ...)` is data, never run: a name of the library and plain numbers for its arguments. A loss
 must be a function of descriptors and labels alone, because its own weights (class centres) would be in no checkpoint
-and mean nothing for places that are not trained on.
+and mean nothing for places that are not trained on. What it draws at random or remembers would differ between ranks
+and after a restart. It is tried once when it is built, so that a run does not find out in its first step.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ import inspect
 from types import ModuleType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
-from torch import nn
+from torch import Tensor, nn
 
 from pairvpr_dist.errors import UserError, nearest
 
 
 def build_loss(text: str) -> nn.Module:
     """The loss that `objective.descriptor_loss` names."""
-    key = "objective.descriptor_loss"
-    loss = _build(text, losses, key)
-    if next(loss.parameters(), None) is not None:
-        raise UserError(f"{key}={text}: has weights of its own; choose one that is a function of descriptors alone")
-    return loss
+    return _build(text, losses, "objective.descriptor_loss")
 
 
 def build_miner(text: str) -> nn.Module:
@@ -38,9 +37,28 @@ def _build(text: str, library: ModuleType, key: str) -> Any:
     if name not in known:
         raise UserError(f"{key}={text}: pytorch-metric-learning has no {name}; {nearest(name, known)}")
     try:
-        return getattr(library, name)(**arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{key}={text}: {' '.join(str(error).split()) or 'not possible'}") from None
+        built = getattr(library, name)(**arguments)
+        if next(built.parameters(), None) is not None:
+            raise UserError(f"{key}={text}: has weights of its own; choose one that is a function of descriptors alone")
+        answers = [_try(built, seed) for seed in (0, 1)]
+    except UserError:
+        raise
+    except Exception as error:  # the library checks its arguments with whatever comes to hand
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}={text}: does not work on descriptors and places: {told}") from None
+    if not all(map(torch.equal, *answers)):
+        raise UserError(f"{key}={text}: draws at random or remembers batches, and so would differ between processes")
+    return built
+
+
+def _try(built: nn.Module, seed: int) -> list[Tensor]:
+    """What a loss or miner makes of a small batch, which is the same for every seed."""
+    draws = torch.Generator().manual_seed(0)
+    descriptors = F.normalize(torch.randn(24, 8, generator=draws))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        answer = built(descriptors, torch.arange(24) // 4)
+    return [answer] if isinstance(answer, Tensor) else list(answer)
 
 
 def parse_call(text: str, key: str) -> tuple[str, dict[str, Any]]:

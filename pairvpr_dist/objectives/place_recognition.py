@@ -56,6 +56,7 @@ class PlaceRecognition(Objective):
     """Descriptor and pair classifier, trained together."""
 
     untrained = ("pixel_head", "encoder.mask_token")
+    validated = ("loss", "loss/descriptor", "loss/pair", "pair_accuracy")
 
     def __init__(
         self, model: PairVPR, config: PlaceRecognitionConfig, augment: AugmentConfig, datasets: Sequence[str]
@@ -104,10 +105,11 @@ class PlaceRecognition(Objective):
         pair_loss = (pair_losses * shares).sum()
 
         weight = self.config.pair_loss_weight * ramp(step, *self.config.pair_loss_warmup_steps)
+        nothing = torch.where(triplets.complete.any(), 0.0, float("nan"))  # to be told of pairs, where there are none
         metrics = {
             "loss/descriptor": descriptor_loss.detach(),
-            "loss/pair": pair_loss.detach(),
-            "pair_accuracy": (((logits > 0) == (targets > 0.5)).float().mean(dim=0) * shares).sum(),
+            "loss/pair": pair_loss.detach() + nothing,
+            "pair_accuracy": (((logits > 0) == (targets > 0.5)).float().mean(dim=0) * shares).sum() + nothing,
         }
         return descriptor_loss + weight * pair_loss, metrics, pair_losses, complete
 

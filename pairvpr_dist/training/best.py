@@ -6,26 +6,50 @@ is stopped and goes on judges as it would have done.
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
+from typing import Any
 
-from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.config import to_dict
+from pairvpr_dist.settings import Stage2Config, TrainConfig, TrainingConfig
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.schedules import Schedule
 
+HIGH = ("recall", "accuracy", "gain")  # in the names of metrics of which more is better
+
 
 def with_best(config: TrainingConfig, progress: Progress, measured: dict[str, float]) -> tuple[Progress, bool]:
-    """The progress after a validation, and whether this one's `train.best_metric` is the best so far."""
+    """The progress after a validation, and whether this one's `train.best_metric` is the best so far.
+
+    A value that is not finite is none. Where another metric, or another data set, is asked for than before, the best is
+    looked for anew.
+    """
     metric = config.train.best_metric
     if metric is None:
         return progress, False
-    if metric not in measured:
-        raise UserError(f"train.best_metric={metric}: not measured; known: {', '.join(sorted(measured))}")
-    value = measured[metric]
-    sign = 1 if config.train.best_is == "min" else -1
-    if progress.best is not None and sign * value >= sign * progress.best:
+    judge = judge_of(config)
+    if progress.judged_by != judge:
+        progress = replace(progress, best=None, validations_since_best=0, judged_by=judge)
+    value, sign = measured[metric], 1 if is_better_high(config.train) else -1
+    if not math.isfinite(value) or (progress.best is not None and sign * value <= sign * progress.best):
         return replace(progress, validations_since_best=progress.validations_since_best + 1), False
     return replace(progress, best=value, validations_since_best=0), True
+
+
+def is_better_high(train: TrainConfig) -> bool:
+    """Whether the highest value of `train.best_metric` is the best."""
+    if train.best_is is not None:
+        return train.best_is == "max"
+    return any(word in str(train.best_metric) for word in HIGH)
+
+
+def judge_of(config: TrainingConfig) -> str:
+    """What tells two ways of judging apart, as text."""
+    judge: list[Any] = [config.train.best_metric, is_better_high(config.train), config.data.validation]
+    if isinstance(config, Stage2Config):
+        judge.append(to_dict(config.recall))
+    return json.dumps(judge)
 
 
 def has_ended(config: TrainingConfig, schedule: Schedule, progress: Progress) -> bool:

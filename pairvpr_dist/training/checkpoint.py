@@ -43,7 +43,8 @@ class Progress:
     skipped_in_a_row: int = 0  # of these the last ones, up to here
     data_offset: int = 0  # steps of data that were left out when the run returned to a checkpoint
     rewinds: int = 0  # returns to a checkpoint so far
-    best: float | None = None  # of train.best_metric
+    best: float | None = None  # of what train.best_metric names
+    judged_by: str = ""  # what that is, and where it is measured
     validations_since_best: int = 0
     validated: int = 0  # the last step at which the model was validated
 

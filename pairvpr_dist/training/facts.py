@@ -94,7 +94,7 @@ def export(config: TrainingConfig, folder: Path, progress: Progress) -> None:
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in PairVPR(config.model).state_dict().items()}
     checkpoints = folder / "checkpoints"
-    best = config.train.best_metric is not None and (checkpoints / BEST).exists()
+    best = config.train.best_metric is not None and progress.best is not None
     chosen = Checkpoint(checkpoints / ((checkpoints / BEST).read_text().strip() if best else name_of(progress.step)))
     weights = chosen.weights(shapes)
     lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line["step"] <= chosen.progress.step]

@@ -1,7 +1,8 @@
 """Ranks that make all others wait without hanging: one that reads slowly, or one whose processor is slow.
 
 Contract: a rank's own seconds are those in which it waits for no other: reading, and its forward. They are gathered
-with a line of the log, by every rank; nothing synchronises in between. On a GPU the forward is timed by its events.
+with a line of the log, by every rank; nothing synchronises in between. On a GPU the forward is timed by its events. The
+forward of stage 2 exchanges features and so waits for others: there a rank whose processor is slow may go unseen.
 """
 
 from __future__ import annotations

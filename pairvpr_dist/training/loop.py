@@ -30,7 +30,7 @@ from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, ST
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
 from pairvpr_dist.training.recall import measures_recall
-from pairvpr_dist.training.saving import Saver, forget_after
+from pairvpr_dist.training.saving import Saver, forget_after, take_back
 from pairvpr_dist.training.schedules import Schedule, make_schedule
 from pairvpr_dist.training.self_check import self_check
 from pairvpr_dist.training.signals import Agreement, StopFlag
@@ -72,7 +72,7 @@ def train_watched(run: Run) -> bool:
     """`train`, with all that it needs at hand."""
     config, folder = run.config, run.folder
     # One rank chooses: what another could not read for a moment must not part them.
-    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(folder / "checkpoints"))
+    latest = distributed.from_rank_0(lambda: newest_checkpoint(folder))
     if rank() == 0:
         tell_start(config, latest)
     if latest is None and config.train.self_check:
@@ -96,6 +96,12 @@ def train_watched(run: Run) -> bool:
     add_event(folder, ENDED if ended else STOPPED, progress.step)
     distributed.barrier()
     return ended
+
+
+def newest_checkpoint(folder: Path, before: int | None = None) -> Path | None:
+    """The newest sound checkpoint of a stage's folder; one process calls."""
+    take_back(folder / "checkpoints")
+    return checkpoint.find_latest(folder / "checkpoints", before)
 
 
 def prepare(config: TrainingConfig, folder: Path, flag: StopFlag, watchdog: Watchdog) -> Run:
@@ -123,7 +129,7 @@ def return_to_checkpoint(run: Run, bad: range, progress: Progress) -> tuple[Engi
     """
     run.watchdog.at(START, progress.step)
     run.saver.wait()
-    latest = distributed.from_rank_0(lambda: checkpoint.find_latest(run.folder / "checkpoints", before=bad.start))
+    latest = distributed.from_rank_0(lambda: newest_checkpoint(run.folder, before=bad.start))
     if rank() == 0:  # what was saved since must not be what a run that is killed now goes on from
         forget_after(latest, run.folder / "checkpoints")
     engine, saved = start_or_resume(run.config, latest, run.loader.datasets)
@@ -138,11 +144,11 @@ def return_to_checkpoint(run: Run, bad: range, progress: Progress) -> tuple[Engi
 
 def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
     """Train until the last step, or until a signal; the progress when it stopped, which has been saved."""
-    with closing(Monitor(run.folder, run.config, progress.step, run.schedule.total_steps)) as monitor:
+    with closing(Monitor(run.folder, run.config, progress, run.schedule.total_steps)) as monitor:
         spikes = SpikeWatch(run.folder, progress.step)
         run.guard.in_a_row = progress.skipped_in_a_row
         if progress.step > 0:
-            progress, best = validated(run, engine, monitor, progress)
+            progress, best = validated(run, engine, monitor, progress, saved=True)
             if best:
                 run.saver.save(engine.part(), engine.updates(), progress, best)
         run.watchdog.at(DATA, progress.step)
@@ -215,19 +221,22 @@ def at_border(
     return progress
 
 
-def validated(run: Run, engine: Engine, monitor: Monitor, progress: Progress) -> tuple[Progress, bool]:
+def validated(
+    run: Run, engine: Engine, monitor: Monitor, progress: Progress, saved: bool = False
+) -> tuple[Progress, bool]:
     """The progress after the validation that is due at its step, if one is, and whether the model is the best so far.
 
-    A run that is stopped or killed before it is done makes up for it when it goes on.
+    A run that is stopped or killed before it is done makes up for it when it goes on. `saved`: `progress` is.
     """
     last = progress.step == run.schedule.total_steps
     due = validates(run.config) and (last or is_due(progress.step, run.config.train.validate_every))
     if not due or progress.validated == progress.step:
         return progress, False
-    if measures_recall(run.config):  # it takes long
+    if measures_recall(run.config) and not saved:  # it takes long
         run.watchdog.at(SAVE, progress.step)
         run.saver.save(engine.part(), engine.updates(), progress)
-    measured = validate(run.config, run.folder, engine, monitor, run.watchdog, run.bad_places, progress.step)
+        run.saver.wait()  # what is measured of a model is kept until the next start only once the model is
+    measured = validate(run.config, run.folder, engine, monitor, run.watchdog, run.bad_places, progress)
     return with_best(run.config, replace(progress, validated=progress.step), measured)
 
 

@@ -21,9 +21,10 @@ from torchvision.io import write_png
 
 from pairvpr_dist.costs.flops import training_flops_per_place
 from pairvpr_dist.distributed import rank, sum_over_ranks, world_size
-from pairvpr_dist.files import append_json_line, cut_json_lines, replaced_when_done
+from pairvpr_dist.files import append_json_line, cut_json_lines, read_json_lines, replaced_when_done
 from pairvpr_dist.objectives.base import Metrics
 from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.history import REWOUND, STARTED, read_history
 from pairvpr_dist.training.lag import LagReport, Stopwatch
 from pairvpr_dist.training.profiling import ProfileWindow
@@ -33,10 +34,11 @@ from pairvpr_dist.training.weights_and_biases import WeightsAndBiases
 
 
 class Monitor:
-    """The log of one start of a run below `folder`, from `first_step` steps on. Every rank calls; rank 0 writes."""
+    """The log of one start of a run below `folder`, from `progress` on. Every rank calls; rank 0 writes."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, first_step: int, total_steps: int) -> None:
-        self._log = _Log(folder, config, first_step) if rank() == 0 else None
+    def __init__(self, folder: Path, config: TrainingConfig, progress: Progress, total_steps: int) -> None:
+        first_step = progress.step
+        self._log = _Log(folder, config, progress) if rank() == 0 else None
         self._step = first_step
         self._places = config.data.places_per_batch
         peak = own_peak_flops()
@@ -104,12 +106,21 @@ class Monitor:
 class _Log:
     """The files of a run's log, on rank 0."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, first_step: int) -> None:
+    def __init__(self, folder: Path, config: TrainingConfig, progress: Progress) -> None:
         self._folder = folder
-        cut_json_lines(folder / "metrics.jsonl", lambda line: line["step"] <= first_step)
+        first_step, metrics = progress.step, folder / "metrics.jsonl"
+        validated = progress.validated == first_step  # else its validation, if there was one, will be done again
+
+        def is_done(line: dict[str, float]) -> bool:
+            return line["step"] < first_step or (line["step"] == first_step and (validated or "loss" in line))
+
+        cut_json_lines(metrics, is_done)
         self._wandb = WeightsAndBiases(folder, config) if config.train.wandb is not None else None
-        # TensorBoard drops what an earlier start wrote from this step on.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        # TensorBoard drops what an earlier start wrote from this step on; of the step itself what counts comes again.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        for line in read_json_lines(metrics):
+            if line["step"] == first_step:
+                self._draw(line)
         begun = [event for event in read_history(folder) if event["event"] in (STARTED, REWOUND)]
         self.restarts = max(0, sum(event["event"] == STARTED for event in begun) - 1)
         if len(begun) > 1:
@@ -119,11 +130,15 @@ class _Log:
     def write(self, step: int, line: dict[str, float]) -> None:
         finite = {name: value for name, value in line.items() if math.isfinite(value)}  # JSON knows no other
         append_json_line(self._folder / "metrics.jsonl", {"step": step, **finite})
-        for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
+        self._draw({"step": step, **finite})
         self._board.flush()  # else a kill would lose two minutes of it, which the run will not do again
         if self._wandb is not None:
             self._wandb.write(step, finite)
+
+    def _draw(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(line["step"]))
 
     def show(self, step: int, picture: Tensor) -> None:
         path = self._folder / "reconstructions" / f"step-{step:08d}.png"

@@ -2,7 +2,7 @@
 
 Contract: the weights of the moment, gathered into a plain model on every rank, so that ranks need not go in step, and
 evaluated by all of them together: the same figures as one process evaluating the export gives. Nothing of the training
-state changes, and nothing stays on disk.
+state changes, and nothing stays on disk but for a run that is killed meanwhile, which goes on with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pairvpr_dist.settings import EvalConfig, RecallConfig, Stage2Config, Traini
 from pairvpr_dist.training.engine import Engine
 
 RERANKED, DESCRIPTOR = "recall@", "descriptor_recall@"  # with the rank; of the protocol's primary ground truth
-WORK = "recall.work"  # in the stage's folder, while recall is measured
+WORK = "recall"  # in the stage's folder, while recall is measured
 
 
 def measures_recall(config: TrainingConfig) -> bool:
@@ -45,15 +45,25 @@ def check_recall(config: Stage2Config) -> None:
         raise UserError(f"recall.protocol={config.recall.protocol}: its ground truth is secret; name another")
 
 
-def measure_recall(config: Stage2Config, engine: Engine, folder: Path, tick: Callable[[], None]) -> dict[str, float]:
-    """Recall in per cent by name, the same on every rank; every rank must call. `tick` is called now and then."""
+def measure_recall(
+    config: Stage2Config, engine: Engine, folder: Path, model: str, tick: Callable[[], None]
+) -> dict[str, float]:
+    """Recall in per cent by name, the same on every rank; every rank must call. `tick` is called now and then.
+
+    `model` tells the weights from others of the run. What was done for them before a kill is not done again.
+    """
     protocol = protocol_of(config.recall)
-    describer = Describer(plain_model(engine, config), evaluation_of(config))
-    work = folder / WORK
+    work = folder / f"{WORK}-{model}-{protocol.digest[:8]}-{config.recall.top_k}"
     if rank() == 0:
-        shutil.rmtree(work, ignore_errors=True)  # of a killed run
+        for other in set(folder.glob(f"{WORK}-*")) - {work}:
+            shutil.rmtree(other)
     barrier()
-    candidates = retrieve(describer, protocol, evaluation_of(config), work, tick)
+    try:
+        describer = Describer(plain_model(engine, config), evaluation_of(config))
+        candidates = retrieve(describer, protocol, evaluation_of(config), work, tick)
+    except torch.OutOfMemoryError:
+        remedy = "lower batch_size or pair_batch_size in configs/eval, or recall.top_k"
+        raise UserError(f"out of memory on rank {rank()} while recall was measured; {remedy}") from None
     barrier()
     if rank() == 0:
         shutil.rmtree(work)
@@ -88,7 +98,7 @@ def evaluation_of(config: Stage2Config) -> EvalConfig:
 def plain_model(engine: Engine, config: Stage2Config) -> PairVPR:
     """The engine's weights in fp32 as a model of its own on this rank's device; every rank must call."""
     weights = engine.full_weights()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = PairVPR(config.model).to(engine.device)
     for name, tensor in model.state_dict().items():
         if weights is not None:

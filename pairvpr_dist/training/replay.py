@@ -12,7 +12,7 @@ no shards and no launcher; it is safetensors and JSON, checked.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pairvpr_dist.models.weights import load_model_state, read_tensors
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.objectives.base import Objective
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
-from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.settings import Stage2Config, TrainingConfig
 from pairvpr_dist.training.diagnosis import NOWHERE, Event, Finding, Observer, Sighting, conclude
 from pairvpr_dist.training.engine import Engine, uses_bf16
 from pairvpr_dist.training.facts import commit
@@ -144,6 +144,9 @@ def rerun_step(path: Path, kept: Replay, config: TrainingConfig) -> list[Rerun]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = PairVPR(config.model)
     load_model_state(model, read_tensors(path / "model.safetensors"), path)
+    if isinstance(config, Stage2Config):  # all ranks' images in the memory that one of them had
+        chunks = config.objective.chunks * len(kept.places)
+        config = replace(config, objective=replace(config.objective, chunks=chunks))
     objective = build_objective(config, model, kept.datasets).to(device)
     if kept.bf16:  # as DeepSpeed does: parameters, not buffers
         for parameter in objective.parameters():
@@ -193,7 +196,9 @@ def inspect_replay(path: Path) -> str:
 
 def _why_not(ranks: int, reruns: int) -> str:
     if reruns < ranks:
-        return "the ranks mined their pairs apart, here they are mined together; or device, kernels or versions differ"
+        return (
+            "all ranks' images went through one process, which rounds otherwise; or device, kernels or versions differ"
+        )
     return "look at the device that it came from, at its kernels and at the versions"
 
 

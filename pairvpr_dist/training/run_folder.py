@@ -28,13 +28,14 @@ from pairvpr_dist.config import STAGES, config_from_dict, to_dict, to_yaml
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.data.plan import rank_columns
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
+from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
 from pairvpr_dist.training.recall import check_recall, measures_recall
-from pairvpr_dist.training.validation import validates, validation_loader
+from pairvpr_dist.training.validation import measured_names, validates, validation_loader
 from pairvpr_dist.training.weights_and_biases import check_wandb
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,10 @@ def check_data(config: TrainingConfig) -> None:
     if config.train.best_metric and not validates(config):
         where = "data.validation=..." + (" or recall.data=..." if config.stage == "stage2" else "")
         raise UserError(f"train.best_metric={config.train.best_metric}: nothing is validated; name {where}")
+    names = measured_names(config)
+    metric = config.train.best_metric
+    if metric is not None and metric not in names:
+        raise UserError(f"train.best_metric={metric}: is not measured; {nearest(metric, names)}")
 
 
 def check_shares(config: TrainingConfig) -> None:
@@ -154,6 +159,7 @@ def check_model(config: TrainingConfig) -> None:
     """That the model can be built and the weights that it starts from fit."""
     with torch.device("meta"):
         model = PairVPR(config.model)
+    build_objective(config, model, [])
     if config.init.model:
         check_same_architecture(model.config, Path(config.init.model))
     if config.init.encoder:

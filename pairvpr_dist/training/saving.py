@@ -44,6 +44,8 @@ from pairvpr_dist.training.checkpoint import (
 from pairvpr_dist.training.engine import Part
 from pairvpr_dist.training.history import CHECKPOINT, add_event
 
+RETIRED = ".retired"  # ends the name of a checkpoint while a newer one of the same step takes its place
+
 
 class Saver:
     """Saves the checkpoints of one run, one at a time. Every rank makes one and calls alike."""
@@ -140,6 +142,7 @@ class Saver:
         Those are as new as `path` or newer; were they kept, they would count as the newest and be tried first.
         """
         self._folder.mkdir(exist_ok=True)
+        take_back(self._folder)
         for old in self._folder.glob(".step-*.part"):
             shutil.rmtree(old)
         for old in all_checkpoints(self._folder):
@@ -156,19 +159,40 @@ class Saver:
     def _finish(self, path: Path, aside: Path, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         write_json(aside / STATE, state)
         write_json(aside / MANIFEST, {**manifest, STATE: record_of(aside / STATE)})
+        retired = self._folder / f".{path.name}{RETIRED}"
         if path.exists():  # damaged, or saved again after a validation that was the best
-            shutil.rmtree(path)
+            os.replace(path, retired)
         os.replace(aside, path)
+        shutil.rmtree(retired, ignore_errors=True)
         write_text(self._folder / LATEST, path.name + "\n")
-        best = self._best()
-        if best is not None:
-            write_text(self._folder / BEST, best + "\n")
+        best = point_to_best(self._folder)
         for old in dispensable(all_checkpoints(self._folder), self._config, best):
             shutil.rmtree(old)
 
-    def _best(self) -> str | None:
-        """The newest checkpoint that was the best so far when it was saved, as its own state says."""
-        return next((path.name for path in all_checkpoints(self._folder) if was_best(path)), None)
+
+def point_to_best(folder: Path) -> str | None:
+    """Write which checkpoint is the best, if any: the newest that was the best so far when it was saved."""
+    best = best_of(folder)
+    if best is None:
+        (folder / BEST).unlink(missing_ok=True)
+    else:
+        write_text(folder / BEST, best + "\n")
+    return best
+
+
+def best_of(folder: Path) -> str | None:
+    """The name of the best checkpoint below `folder`, as the checkpoints themselves say."""
+    return next((path.name for path in all_checkpoints(folder) if was_best(path)), None)
+
+
+def take_back(folder: Path) -> None:
+    """Undo what a kill interrupted: a checkpoint that was about to be replaced by itself has its name again."""
+    for retired in folder.glob(f".step-*{RETIRED}"):
+        path = folder / retired.name.removeprefix(".").removesuffix(RETIRED)
+        if path.exists():
+            shutil.rmtree(retired)
+        else:
+            os.replace(retired, path)
 
 
 def was_best(path: Path) -> bool:
@@ -186,6 +210,7 @@ def forget_after(last: Path | None, folder: Path) -> None:
             shutil.rmtree(path)
     if last is not None:
         write_text(folder / LATEST, last.name + "\n")
+        point_to_best(folder)
 
 
 def dispensable(checkpoints: list[Path], config: TrainingConfig, best: str | None) -> list[Path]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.models.pair_vpr import PairVPR
@@ -19,6 +21,7 @@ from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.checkpoint import Checkpoint, Progress
 from pairvpr_dist.training.engine import Engine
+from pairvpr_dist.training.saving import best_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,10 @@ def start_or_resume(config: TrainingConfig, latest: Path | None, datasets: Seque
     model.load_state_dict(saved.weights({name: tensor.shape for name, tensor in model.state_dict().items()}))
     engine = Engine(objective, config)
     engine.load(saved.read, saved.updates)
-    return engine, saved.progress
+    progress = saved.progress
+    if distributed.from_rank_0(lambda: best_of(latest.parent)) is None:  # it was damaged, or of steps that were undone
+        progress = replace(progress, best=None, validations_since_best=0)
+    return engine, progress
 
 
 def initial_model(config: TrainingConfig) -> PairVPR:

@@ -16,18 +16,28 @@ from pairvpr_dist.data.corpus import Corpus
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.distributed import rank, world_size
 from pairvpr_dist.errors import UserError
+from pairvpr_dist.objectives import validated_metrics
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.guards import BadPlaces
 from pairvpr_dist.training.hangs import VALIDATE
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
-from pairvpr_dist.training.recall import measure_recall, measures_recall
+from pairvpr_dist.training.recall import DESCRIPTOR, RERANKED, measure_recall, measures_recall
 from pairvpr_dist.training.watchdog import Watchdog
 
 
 def validates(config: TrainingConfig) -> bool:
     """Whether a run measures anything on places that it is not trained on."""
     return bool(config.data.validation) or measures_recall(config)
+
+
+def measured_names(config: TrainingConfig) -> list[str]:
+    """What `validate` measures, by name, for `train.best_metric`."""
+    names = list(validated_metrics(config)) if config.data.validation else []
+    if isinstance(config, Stage2Config) and measures_recall(config):
+        names += [f"{kind}{n}" for kind in (RERANKED, DESCRIPTOR) for n in config.recall.recall_at]
+    return [f"validation/{name}" for name in names]
 
 
 def validate(
@@ -37,15 +47,18 @@ def validate(
     monitor: Monitor,
     watchdog: Watchdog,
     bad_places: BadPlaces,
-    step: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """All that is measured, `validation/...`; it is also written to the log."""
+    step = progress.step
     measured: dict[str, float] = {}
     if config.data.validation:
         measured |= measure_objective(config, engine, monitor, watchdog, bad_places, step)
     if isinstance(config, Stage2Config) and measures_recall(config):
         watchdog.at(VALIDATE, step)
-        measured |= measure_recall(config, engine, folder, tick=lambda: watchdog.at(VALIDATE, step))
+        measured |= measure_recall(
+            config, engine, folder, f"{step}-{progress.data_step}", tick=lambda: watchdog.at(VALIDATE, step)
+        )
     measured = {f"validation/{name}": value for name, value in measured.items()}
     monitor.write(step, measured)
     return measured
@@ -79,7 +92,5 @@ def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoa
             f"of {world} processes needs two; add some or take fewer processes"
         )
     augment = replace(data.augment, copies=False)
-    data = replace(
-        data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False, augment=augment
-    )
+    data = replace(data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False, augment=augment)
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

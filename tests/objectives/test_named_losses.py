@@ -51,6 +51,11 @@ def test_arguments_reach_the_loss() -> None:
     [
         ("MultiSimilarityLos", "did you mean 'MultiSimilarityLoss'"),
         ("MultiSimilarityLoss(gamma=1)", "gamma"),
+        ("MultiSimilarityLoss(alpha='x')", "does not work"),
+        ("VICRegLoss", "does not work"),
+        ("SubCenterArcFaceLoss", "does not work"),
+        ("TripletMarginLoss(triplets_per_anchor=2)", "draws at random"),
+        ("DynamicSoftMarginLoss", "remembers batches"),
         ("ArcFaceLoss(num_classes=4, embedding_size=8)", "weights of its own"),
         ("__import__('os').system('true')", "write Name(argument=number"),
         ("MultiSimilarityLoss(alpha=open('x'))", "write Name(argument=number"),
@@ -68,3 +73,8 @@ def test_others_are_refused_in_one_line(text: str, told: str) -> None:
 
 def test_a_call_is_read_without_being_run() -> None:
     assert parse_call("A(b=1, c=-0.5, d=[1, 2])", "key") == ("A", {"b": 1, "c": -0.5, "d": [1, 2]})
+
+
+def test_a_miner_that_draws_at_random_is_refused() -> None:
+    with pytest.raises(UserError, match=r"objective\.descriptor_miner=DistanceWeightedMiner: draws at random"):
+        build_miner("DistanceWeightedMiner")

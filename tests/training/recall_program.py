@@ -21,7 +21,7 @@ from pairvpr_dist.training.run_folder import stage_folder
 from pairvpr_dist.training.signals import StopFlag
 
 RECALL = [
-    "train.best_metric=validation/recall@1", "train.best_is=max", "recall.top_k=5", "recall.recall_at=[1,5]",
+    "train.best_metric=validation/recall@1", "recall.top_k=5", "recall.recall_at=[1,5]",
     "train.zero_stage=3", "train.keep_checkpoints=1",
 ]  # fmt: skip
 LEARNING = ["train.max_steps=6", "train.validate_every=2"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from pairvpr_dist.files import write_json
 from pairvpr_dist.training.checkpoint import BEST, STARTS, Checkpoint, Progress, find_fault, find_latest, rank_file
 from pairvpr_dist.training.engine import Part, Stretch, even_share
 from pairvpr_dist.training.history import CHECKPOINT, read_history
-from pairvpr_dist.training.saving import Saver, dispensable
+from pairvpr_dist.training.saving import Saver, dispensable, forget_after, take_back
 
 CONFIG = load_config("stage1", "tiny", ["data.shards=none"])
 FILES = ["rank-0000.safetensors", "state.json"]
@@ -125,6 +127,31 @@ def test_milestones_and_the_best_are_kept(tmp_path: Path) -> None:
     kept = ["step-00000003", "step-00000005", "step-00000006", "step-00000008", "step-00000009"]
     assert names(tmp_path / "checkpoints") == [BEST, "latest", *kept]
     assert (tmp_path / "checkpoints" / BEST).read_text() == "step-00000005\n"
+
+
+def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(tmp_path: Path) -> None:
+    """What a kill between the two renames leaves is taken back; what one after them leaves is removed."""
+    path = save_at(tmp_path, 4, keep=1)
+    retired = path.with_name(f".{path.name}.retired")
+    os.replace(path, retired)
+    take_back(path.parent)
+    assert loaded_step(tmp_path) == 4
+    shutil.copytree(path, retired)
+    save_at(tmp_path, 4, keep=1, best=True)
+    assert names(path.parent) == [BEST, "latest", path.name]
+    assert loaded_step(tmp_path) == 4
+
+
+def test_the_best_is_one_that_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        save_at(tmp_path, step, best=step in (1, 3))
+    assert (folder / BEST).read_text() == "step-00000003\n"
+    forget_after(folder / "step-00000002", folder)
+    assert (folder / BEST).read_text() == "step-00000001\n"
+    shutil.rmtree(folder / "step-00000001")
+    save_at(tmp_path, 3)
+    assert not (folder / BEST).exists()
 
 
 @given(steps=st.sets(st.integers(1, 200), min_size=1), keep=st.integers(1, 5), every=st.integers(0, 7), data=st.data())

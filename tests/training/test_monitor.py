@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.history import STARTED, add_event
 from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
 
@@ -35,7 +36,7 @@ def board_of(folder: Path) -> EventAccumulator:
 
 def train(folder: Path, config: TrainingConfig, first: int, last: int, loss: float) -> Monitor:
     """Steps after `first` up to `last`, all logged, each with a validation."""
-    monitor = Monitor(folder, config, first, 100)
+    monitor = Monitor(folder, config, Progress(first, validated=first), 100)
     for step in range(first + 1, last + 1):
         monitor.record(scalars(loss=loss), waited=0.0)
         monitor.write_window(step, {"lr": 0.1})
@@ -51,7 +52,7 @@ def test_means_leave_out_what_no_place_contributed_to() -> None:
 
 
 def test_a_line_is_the_mean_since_the_last(tmp_path: Path, config: TrainingConfig) -> None:
-    monitor = Monitor(tmp_path, config, first_step=0, total_steps=4)
+    monitor = Monitor(tmp_path, config, Progress(), total_steps=4)
     for step, loss in enumerate([1.0, 3.0, 5.0, 6.0], start=1):
         monitor.record(scalars(loss=loss), waited=0.0)
         if step != 2:
@@ -66,7 +67,7 @@ def test_a_line_is_the_mean_since_the_last(tmp_path: Path, config: TrainingConfi
 
 
 def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path, config: TrainingConfig) -> None:
-    monitor = Monitor(tmp_path, config, 0, 4)
+    monitor = Monitor(tmp_path, config, Progress(), 4)
     monitor.record(scalars(loss=NAN), waited=0.0)
     monitor.write_window(1, {"skipped_steps": 1, "grad_norm": float("inf")})
     monitor.close()
@@ -132,7 +133,7 @@ def test_a_log_of_a_job_is_plain_lines(
 
 
 def test_pictures_are_kept(tmp_path: Path, config: TrainingConfig) -> None:
-    monitor = Monitor(tmp_path, config, 0, 1)
+    monitor = Monitor(tmp_path, config, Progress(), 1)
     monitor.show(7, torch.zeros(3, 8, 8, dtype=torch.uint8))
     monitor.close()
     assert [p.name for p in (tmp_path / "reconstructions").iterdir()] == ["step-00000007.png"]
@@ -141,3 +142,13 @@ def test_pictures_are_kept(tmp_path: Path, config: TrainingConfig) -> None:
 
 def test_a_run_that_wrote_nothing_has_no_lines(tmp_path: Path) -> None:
     assert read_json_lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_validation_that_will_be_done_again_is_dropped(tmp_path: Path, config: TrainingConfig) -> None:
+    train(tmp_path, config, 0, 3, loss=1.0).close()
+    Monitor(tmp_path, config, Progress(2, validated=1), 100).close()
+    lines = [(line["step"], "loss" in line) for line in read_json_lines(tmp_path / "metrics.jsonl")]
+    assert lines == [(1, True), (1, False), (2, True)]
+    board = board_of(tmp_path)
+    assert [event.step for event in board.Scalars("loss")] == [1, 2]
+    assert [event.step for event in board.Scalars("validation/loss")] == [1]

@@ -50,7 +50,7 @@ def test_it_is_what_an_evaluation_of_the_best_export_gives(
     (figures,) = evaluate_model(config, tmp_path / "results")["ground_truths"].values()
     told = [figures[key][str(n)] for key in ("reranked_recall", "descriptor_recall") for n in (1, 5)]
     assert told == found[best]
-    assert not (stage / "recall.work").exists()
+    assert not list(stage.glob("recall-*"))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -88,4 +88,7 @@ def test_what_cannot_be_measured_is_refused_at_the_door(city_shards: Path, stree
     refuse("gone: no such folder", "recall.data=gone")
     refuse("recall.protocol=foldr: unknown", f"recall.data={street}", "recall.protocol=foldr")
     refuse("must be at least the last of recall.recall_at", f"recall.data={street}", "recall.top_k=3")
+    refuse("is not measured; did you mean 'validation/recall@", f"recall.data={street}", "recall.top_k=10",
+           "train.best_metric=validation/recall@2")  # fmt: skip
+    refuse("objective.descriptor_loss=Nonsense", "objective.descriptor_loss=Nonsense")
     refuse("nothing is validated; name data.validation=... or recall.data", "train.best_metric=validation/recall@1")

@@ -48,11 +48,12 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from small_runs import small_config
+from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.history import STARTED, add_event
 from pairvpr_dist.training.monitor import Monitor
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 add_event(folder, STARTED, first)
-monitor = Monitor(folder, small_config("stage1", Path("unused"), folder, ["train.wandb=places"]), first, 10)
+monitor = Monitor(folder, small_config("stage1", Path("unused"), folder, ["train.wandb=places"]), Progress(first), 10)
 monitor.record({{"loss": torch.tensor(1.0)}}, 0.0)
 monitor.write_window(first + 1, {{}})
 monitor.show(first + 1, torch.zeros(3, 8, 8, dtype=torch.uint8))

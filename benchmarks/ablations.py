@@ -36,13 +36,17 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of all runs")
     parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default: %(default)s")
+    parser.add_argument("--arms", default=",".join(ARMS), metavar="ARM,ARM,...", help="default: %(default)s")
     parser.add_argument("--shards", type=Path, help="shards to train on (default: a synthetic city for each seed)")
     parser.add_argument("--data", type=Path, help="photographs to evaluate on, with --shards")
     parser.add_argument("override", nargs="*", metavar="STAGE.KEY=VALUE", help="for every arm")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {arm: [run_arm(arm, seed, *data_of(args, seed), args.out, args.override) for seed in seeds] for arm in ARMS}
+    found = {
+        arm: [run_arm(arm, seed, *data_of(args, seed), args.out, args.override) for seed in seeds]
+        for arm in args.arms.split(",")
+    }
     write_json(args.out / "ablations.json", {"seeds": seeds, "arms": found})
     print(table(found, seeds))
 
@@ -89,7 +93,7 @@ def launch(stage: str, overrides: list[str]) -> None:
 def table(found: dict[str, list[dict[str, dict]]], seeds: list[int]) -> str:
     """Recall@1 by descriptor and re-ranked: the mean and every seed, for each ground truth."""
     lines = []
-    for truth in found["places"][0]:
+    for truth in next(iter(found.values()))[0]:
         lines.append(f"{truth}: recall@1, mean of seeds {', '.join(map(str, seeds))} (each)")
         for arm, results in found.items():
             cells = []

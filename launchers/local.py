@@ -124,7 +124,7 @@ def run_evaluation(config: EvalRunConfig) -> None:
     from pairvpr_dist.retrieval.evaluate import evaluate_model
 
     if not is_evaluated(config):
-        if config.launch.processes > 1:
+        if config.launch.processes > 1 or config.launch.threads:  # OpenMP counts its threads when a process starts
             run_evaluation_processes(config)
         else:
             evaluate_model(config.eval, Path(config.run) / "eval")

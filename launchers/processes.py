@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ def run_evaluation_processes(config: EvalRunConfig) -> None:
         failed=lambda reason: None,
     )
     run_processes(work, config.launch)
+    shutil.rmtree(work_folder(out), ignore_errors=True)  # there where a process fell when the results were whole
 
 
 def run_processes(work: Work, launch: LaunchConfig) -> None:
@@ -121,7 +123,7 @@ def run_processes(work: Work, launch: LaunchConfig) -> None:
                 stopped = f"stopped; the same command goes on {work.goes_on}"
                 print(f"{work.stage}: {'ended' if work.has_ended() else stopped}")
                 raise SystemExit(128 + came[0])
-            if failure is None:
+            if failure is None or work.has_ended():  # all was whole, and a process fell on its way out
                 return
             told = f"process {failure.local_rank} ended with {_how(failure)}"
             fruitless, newest = (0 if work.progress() != newest else fruitless) + 1, work.progress()

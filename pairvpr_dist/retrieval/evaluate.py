@@ -10,6 +10,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import logging
+import os
 import resource
 import shutil
 import time
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 FORMAT = "pairvpr-results/2"
 RESULTS = "results.json"
 SETS = ("database", "queries")
+LIKELY = 5  # candidates of a query that are looked at for its own file
 ONE_IMAGE = 1e-3  # descriptors of one image differ by less than this from an inner product of 1, whatever the rounding
 
 
@@ -56,9 +58,13 @@ def evaluate(model: PairVPR, protocol: Protocol, config: EvalConfig, out: Path) 
     """Measure `model` (read from `config.model`) on `protocol`; write `out`. Returns the content of results.json.
 
     Raises `UserError` when `out` holds something or its work folder another evaluation's beginnings, an image is
-    unreadable or the model gives values that are not finite.
+    unreadable or the model gives values that are not finite. Where `out` holds these very results and their process
+    was killed before its work folder was gone, that goes and they are returned.
     """
-    weights = from_rank_0(lambda: _admit(config, out))
+    out = Path(os.path.abspath(out))  # "." has no name to put a work folder beside
+    weights, ended = from_rank_0(lambda: _admit(protocol, config, out))
+    if ended:
+        return read_results(out)
     describer = Describer(model, config)
     with owned_work(work_folder(out), identity(describer, protocol, config, weights)):
         if rank() == 0:
@@ -101,6 +107,7 @@ def identity(describer: Describer, protocol: Protocol, config: EvalConfig, weigh
     return {
         "format": FORMAT,
         "weights": weights,
+        **{f"model.{key}": value for key, value in to_dict(describer.model.config).items()},
         "split": protocol.digest,
         "eval.data": str(Path(config.data).resolve()),
         "eval.image_size": describer.image_size,
@@ -127,11 +134,25 @@ def weights_digest(model: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _admit(config: EvalConfig, out: Path) -> str:
-    """Refuse a folder that holds something before hours are spent; the digest of the weights."""
+def _admit(protocol: Protocol, config: EvalConfig, out: Path) -> tuple[str, bool]:
+    """The digest of the weights, and whether all is done but the end; refuses a folder that holds something else."""
+    weights = weights_digest(Path(config.model))
+    if work_folder(out).exists() and _holds(out, protocol, config, weights):
+        log.warning("%s: the evaluation has ended before; what was left of its work is removed", out)
+        shutil.rmtree(work_folder(out), ignore_errors=True)
+        return weights, True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already holds something; name a new folder or remove it first")
-    return weights_digest(Path(config.model))
+    return weights, False
+
+
+def _holds(out: Path, protocol: Protocol, config: EvalConfig, weights: str) -> bool:
+    """Whether `out` holds the results of this very evaluation."""
+    if not (out / RESULTS).exists():
+        return False
+    results = read_results(out)
+    known = results["config"], results["split"], results["model"]["sha256"]
+    return known == (to_dict(config), protocol.digest, weights)
 
 
 def _warn(protocol: Protocol, config: EvalConfig) -> None:
@@ -236,10 +257,10 @@ def _write(
 
 
 def queries_in_database(protocol: Protocol, candidates: Candidates) -> int:
-    """How many queries are the same file as one of their candidates."""
-    best = candidates.similarities.max(axis=1, keepdims=True)
-    near = (candidates.similarities > 1 - ONE_IMAGE) & (candidates.similarities > best - ONE_IMAGE)
+    """How many queries are the same file as one of their nearest candidates."""
+    nearest = candidates.similarities[:, :LIKELY]  # a model that takes all images for one would have all compared
+    near = (nearest > 1 - ONE_IMAGE) & (nearest > nearest[:, :1] - ONE_IMAGE)
     return sum(
-        any(filecmp.cmp(path, protocol.database_paths[row], shallow=False) for row in rows[likely])
-        for path, rows, likely in zip(protocol.query_paths, candidates.rows, near, strict=True)
+        any(filecmp.cmp(protocol.root / name, protocol.root / protocol.database[row], shallow=False) for row in rows)
+        for name, rows in zip(protocol.queries, map(np.compress, near, candidates.rows[:, :LIKELY]), strict=True)
     )

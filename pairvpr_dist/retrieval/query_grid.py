@@ -80,7 +80,7 @@ def _spread(members: np.ndarray) -> np.ndarray:
 
 
 def _query(protocol: Protocol, query: int) -> Shot:
-    return Shot(thumbnail(protocol.query_paths[query]), "query")
+    return Shot(thumbnail(protocol.root / protocol.queries[query]), "query")
 
 
 def _answers(
@@ -109,7 +109,7 @@ def _answer(protocol: Protocol, query: int, row: int, caption: str, right: bool 
         return Shot("", f"{caption}, no candidate", right)
     metres = protocol.distance(query, row)
     told = caption if metres is None else f"{caption}, {metres:,.0f}\N{NO-BREAK SPACE}m"
-    return Shot(thumbnail(protocol.database_paths[row]), told, right)
+    return Shot(thumbnail(protocol.root / protocol.database[row]), told, right)
 
 
 def thumbnail(path: Path) -> str:

@@ -7,6 +7,7 @@ measured: the beginnings of another one are refused, never mixed in and never re
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pairvpr_dist.files import read_json, replaced_when_done, sole_owner, write_
 IDENTITY = "identity.json"
 LOCK = "lock"
 POLL = 0.01  # seconds
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def work_folder(out: Path) -> Path:
@@ -103,7 +105,10 @@ def owned_work(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing
             raise
         if rank() == 0:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    if rank() == 0:
+        # NFS keeps a file that is open, and with it the folder: the lock goes when it is let go.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(folder: Path, identity: dict[str, Any], owned: ExitStack) -> None:
@@ -111,6 +116,7 @@ def _open(folder: Path, identity: dict[str, Any], owned: ExitStack) -> None:
     owned.enter_context(sole_owner(folder / LOCK, "wait for it or name another folder for the results"))
     for torn in folder.glob("*/.*.part"):  # of processes that were killed
         torn.unlink()
+    _remove_torn_results(folder)
     known = folder / IDENTITY
     if not known.exists():
         write_json(known, identity)
@@ -122,5 +128,14 @@ def _open(folder: Path, identity: dict[str, Any], owned: ExitStack) -> None:
                         "give those to go on with it, or remove the folder")  # fmt: skip
 
 
+def _remove_torn_results(folder: Path) -> None:
+    """Results folders that were being written when their process was killed, beside the work folder."""
+    torn = re.compile(rf"\.{re.escape(folder.name.removesuffix('.work'))}\.\d+\.part")  # see files.new_folder
+    for path in folder.parent.iterdir():
+        if torn.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    """Digests are told by their beginning, all else whole."""
+    return value[:12] if isinstance(value, str) and DIGEST.fullmatch(value) else str(value)

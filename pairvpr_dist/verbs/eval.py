@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from pairvpr_dist.cli import Run, verb
@@ -56,8 +57,9 @@ def eval_(parser: argparse.ArgumentParser) -> Run:
                 raise UserError(f"'{override}' is not a key of eval; write eval.KEY=VALUE")
         config = load_config("eval", "vitb", [*given, *args.override])
         out = args.out or Path("runs") / f"eval-{Path(args.data).resolve().name}"
-        print(summary(evaluate_model(config.eval, out)))
-        others = sorted(path.name for path in out.iterdir() if path.name != RESULTS)
+        folder = Path(os.path.abspath(out))  # "." itself is another folder when the results are in its place
+        print(summary(evaluate_model(config.eval, folder)))
+        others = sorted(path.name for path in folder.iterdir() if path.name != RESULTS)
         print(f"written: {out / RESULTS}, {', '.join(others)}")
 
     return run_eval

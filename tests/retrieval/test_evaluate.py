@@ -20,7 +20,8 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
 from pairvpr_dist.retrieval.candidates import CANDIDATE_COLUMNS
 from pairvpr_dist.retrieval.candidates import read_candidates as read_candidates_csv
-from pairvpr_dist.retrieval.evaluate import evaluate, evaluate_model, read_results
+from pairvpr_dist.retrieval.describe import Describer
+from pairvpr_dist.retrieval.evaluate import evaluate, evaluate_model, identity, read_results
 from pairvpr_dist.retrieval.protocols import load_protocol
 from pairvpr_dist.settings import EvalConfig
 
@@ -126,6 +127,41 @@ def test_a_bad_image_is_told_and_once_it_is_mended_the_evaluation_goes_on(
     assert not (tmp_path / "eval.work").exists()
     for name in ("candidates.csv", "outcomes.csv", "descriptors_database.npy", "descriptors_queries.npy"):
         assert (tmp_path / "eval" / name).read_bytes() == (evaluated[1] / name).read_bytes()
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_removed(
+    evaluated: tuple[dict[str, Any], Path], export: Path, street: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated[1], tmp_path / "eval")
+    work = tmp_path / "eval.work"
+    work.mkdir()
+    with pytest.raises(UserError, match="already holds something"):
+        evaluate_model(config(export, street, "eval.patience=3"), tmp_path / "eval")
+    assert work.exists()
+    assert evaluate_model(config(export, street), tmp_path / "eval") == evaluated[0]
+    assert not work.exists()
+    with pytest.raises(UserError, match="already holds something"):
+        evaluate_model(config(export, street), tmp_path / "eval")
+
+
+def test_the_current_folder_takes_the_results(
+    export: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    evaluate_model(config(export, street), Path("."))
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert (tmp_path / "here" / "results.json").exists()
+
+
+def test_a_model_of_another_configuration_does_not_go_on(
+    model: PairVPR, export: Path, street: Path, tmp_path: Path
+) -> None:
+    protocol, asked = load_protocol("folder", street, 25), config(export, street)
+    known = identity(Describer(model, asked), protocol, asked, "weights")
+    other = copy.deepcopy(model)
+    other.config = replace(model.config, image_size=84)
+    assert known != identity(Describer(other, replace(asked, image_size=70)), protocol, asked, "weights")
 
 
 def names_of(street: Path) -> list[str]:

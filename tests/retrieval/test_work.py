@@ -48,9 +48,14 @@ def test_a_work_folder_stays_when_something_in_it_is_done_and_goes_at_the_end(tm
     assert not folder.exists()
     stopped(folder, identity, blocks=1)
     (folder / "scores" / ".000001.npz.5-aa.part").touch()  # as a kill leaves it
+    torn, others = (tmp_path / name for name in (".eval.5.part", ".eval.b.5.part"))
+    torn.mkdir()
+    others.mkdir()
     with owned_work(folder, identity):
         assert [path.name for path in (folder / "scores").iterdir()] == ["000000.npz"]
+        assert not torn.exists()
     assert not folder.exists()
+    assert others.exists()
 
 
 def test_the_beginnings_of_another_evaluation_are_refused_and_stay(tmp_path: Path) -> None:
@@ -59,6 +64,8 @@ def test_the_beginnings_of_another_evaluation_are_refused_and_stay(tmp_path: Pat
     with pytest.raises(UserError, match=r"eval.work: .* \(eval.top_k was 5, is 10\); give those") as told:
         stopped(folder, {"weights": "a" * 64, "eval.top_k": 10}, blocks=0)
     assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match=r"weights was a{12}, is /some/where/long/data"):
+        stopped(folder, {"weights": "/some/where/long/data", "eval.top_k": 5}, blocks=0)
     assert blocks_done(folder) == 1
 
 

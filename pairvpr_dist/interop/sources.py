@@ -19,7 +19,14 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, read_json_lines
 from pairvpr_dist.models.encoder import PRESETS
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.models.released import from_released, is_released, set_aside
+from pairvpr_dist.models.released import (
+    CLASS_POSITION,
+    CLASS_TOKEN,
+    count_blocks,
+    from_released,
+    is_released,
+    set_aside,
+)
 from pairvpr_dist.models.weights import absent_heads, is_dinov2, load_encoder, load_model_state, read_tensors, state_in
 from pairvpr_dist.retrieval.evaluate import weights_digest
 from pairvpr_dist.settings import ModelConfig
@@ -29,6 +36,8 @@ log = logging.getLogger(__name__)
 KEPT = "released.safetensors"  # beside the weights of an import: what the file held and the model has no place for
 ENCODER_ONLY = "encoder only"
 FROM_SCRATCH = "from scratch"  # the fact that names what a file lacked
+FILE_DIGEST = "sha256 of the file"  # the fact that says which file was imported
+RESULTS = "results"  # the fact that tells what was measured
 
 
 @dataclass
@@ -124,8 +133,10 @@ def _around_encoder(path: Path, state: dict[str, Tensor]) -> Source:
 
 def _published_config(state: dict[str, Tensor], path: Path) -> ModelConfig:
     """The published model around an encoder of this shape, for stage 1."""
-    width = state["cls_token"].shape[-1]
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    token = state["cls_token"]
+    if token.ndim != 3:
+        raise UserError(f"{path}: cls_token has the shape {tuple(token.shape)}; it should be (1, 1, C)")
+    width, depth = token.shape[-1], count_blocks(state, "blocks", path)
     for size in sorted(file.stem for file in (CONFIGS / "stage1").glob("*.yaml") if file.stem != "default"):
         config: ModelConfig = load_config("stage1", size, ["data.shards=none"]).model
         shape = PRESETS[config.encoder]
@@ -138,7 +149,7 @@ def _imported(
     path: Path, model: PairVPR, facts: dict[str, Any], absent: list[str], kept: dict[str, Tensor] | None
 ) -> Source:
     digest = weights_digest(path)
-    facts |= {"file": path.name, "sha256 of the file": digest}
+    facts |= {"file": path.name, FILE_DIGEST: digest}
     if absent:
         facts[FROM_SCRATCH] = [head.strip(".") for head in absent]
     return Source(path, model, facts, {digest}, kept)
@@ -147,9 +158,30 @@ def _imported(
 def _of_export(folder: Path) -> Source:
     model = PairVPR.from_pretrained(folder)
     facts = read_json(folder / "config.json", "the config.json of an export folder").get("facts", {})
-    digests = {weights_digest(folder), facts.get("sha256 of the file", "")} - {""}
+    _check_facts(facts, folder / "config.json")
+    digests = {weights_digest(folder), facts.get(FILE_DIGEST, "")} - {""}
     kept = read_tensors(folder / KEPT) if (folder / KEPT).exists() else None
+    shapes = [kept[key].shape for key in (CLASS_TOKEN, CLASS_POSITION) if key in kept] if kept is not None else []
+    if kept is not None and shapes != [model.state_dict()["encoder.vit.cls_token"].shape] * 2:
+        raise UserError(f"{folder / KEPT}: not what was kept of a released file for this model; import that file again")
     return Source(folder, model, facts, digests, kept)
+
+
+def _check_facts(facts: Any, where: Path) -> None:
+    """What is read of an export's facts has its type."""
+    if not isinstance(facts, dict):
+        raise UserError(f"{where}: 'facts' is no table of facts; export the model again")
+    for key, (right, what) in {
+        FILE_DIGEST: (isinstance(facts.get(FILE_DIGEST, ""), str), "no text"),
+        FROM_SCRATCH: (_all_of(str, facts.get(FROM_SCRATCH, [])), "no list of names"),
+        RESULTS: (_all_of(dict, facts.get(RESULTS, [])), "no list of results"),
+    }.items():
+        if not right:
+            raise UserError(f"{where}: its fact '{key}' is {what}; export the model again")
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _of_checkpoint(path: Path) -> Source:
@@ -159,11 +191,16 @@ def _of_checkpoint(path: Path) -> Source:
     if fault is not None:
         raise UserError(f"{path}: damaged: {fault}; name another checkpoint")
     state = read_json(path / STATE, "a checkpoint's state")
-    config = config_from_dict(STAGES[state["config"]["stage"]], state["config"], str(path / STATE))
+    try:
+        config = config_from_dict(STAGES[state["config"]["stage"]], state["config"], str(path / STATE))
+        progress = Progress(**state["progress"])
+    except (UserError, KeyError, TypeError) as error:
+        remedy = "use the export/ of its run, or that version"
+        raise UserError(f"{path}: made by another version of this program ({error}); {remedy}") from None
     model = PairVPR(config.model)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(Checkpoint(path).weights(shapes))
     lines = read_json_lines(path.parent.parent / "metrics.jsonl")
     until = [line for line in lines if line.get("step", 0) <= step_of(path)]
-    facts = training_facts(config, Progress(**state["progress"]), until)
+    facts = training_facts(config, progress, until)
     return Source(path, model.eval(), facts, set())

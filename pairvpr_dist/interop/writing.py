@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import new_folder, write_text
-from pairvpr_dist.interop.sources import ENCODER_ONLY, FROM_SCRATCH, KEPT, Source
+from pairvpr_dist.interop.sources import ENCODER_ONLY, FROM_SCRATCH, KEPT, RESULTS, Source
 from pairvpr_dist.models.card import model_card
 from pairvpr_dist.models.released import HEAD_WIDTH, to_released
 from pairvpr_dist.retrieval.evaluate import read_results
@@ -25,17 +25,24 @@ CALIBRATION = "calibration"  # of the fact by which pair scores become probabili
 
 
 def add_results(source: Source, evaluations: list[Path]) -> None:
-    """Note what was measured of these weights; the calibration is that of the first evaluation.
+    """Note what was measured of these weights, beside what was noted before of other protocols and splits.
 
-    Raises `UserError` for an evaluation of other weights.
+    The calibration is that of the first evaluation, none where that has none. Raises `UserError` for an evaluation of
+    other weights, and for weights that are in no file that could have been evaluated.
     """
+    if evaluations and not source.digests:
+        raise UserError(f"{source.path}: no evaluation is of a checkpoint; export it first and evaluate the export")
     measured = [read_results(folder) for folder in evaluations]
     for folder, results in zip(evaluations, measured, strict=True):
         if results["model"]["sha256"] not in source.digests:
             other = results["model"]["path"]
             raise UserError(f"{folder}: measured {other}, which has other weights than {source.path}")
     if measured:
-        source.facts["results"] = [_told(results) for results in measured]
+        new = {(results["protocol"], results["split"]) for results in measured}
+        before = source.facts.get(RESULTS, [])
+        kept = [results for results in before if (results.get("protocol"), results.get("split")) not in new]
+        source.facts[RESULTS] = [*kept, *(_told(results) for results in measured)]
+        source.facts.pop(CALIBRATION, None)
         if measured[0].get(CALIBRATION):
             source.facts[CALIBRATION] = measured[0][CALIBRATION]
 

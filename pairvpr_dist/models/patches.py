@@ -5,6 +5,8 @@ Contract: patch i of an image is row i // grid, column i % grid; its 588 numbers
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +47,11 @@ def sincos_positions(dim: int, grid: int) -> Tensor:
     columns = line[None, :, :].expand(grid, -1, -1)
     rows = line[:, None, :].expand(-1, grid, -1)
     return torch.cat([columns, rows], dim=-1).reshape(grid * grid, dim).float()
+
+
+def is_square_table(table: Tensor) -> bool:
+    """Whether a table of positions has the shape (n * n, dim)."""
+    return table.ndim == 2 and len(table) > 0 and math.isqrt(len(table)) ** 2 == len(table)
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:

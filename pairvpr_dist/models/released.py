@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.encoder import PRESETS
+from pairvpr_dist.models.patches import is_square_table
 from pairvpr_dist.settings import PATCH, ModelConfig
 
 ENCODER = "encoder.model."
@@ -46,10 +47,13 @@ def encoder_from_released(state: dict[str, Tensor], where: Path) -> dict[str, Te
     absent = [key for key in needed if key not in state]
     if absent:
         raise UserError(f"{where}: not a DINOv2 encoder with register tokens; it lacks {', '.join(absent)}")
-    position = state["pos_embed"]
+    token, position = state["cls_token"], state["pos_embed"]
+    if token.ndim != 3 or position.ndim != 3 or token.shape != position[:, :1].shape:
+        shapes = f"cls_token {tuple(token.shape)} and pos_embed {tuple(position.shape)}"
+        raise UserError(f"{where}: {shapes} do not fit each other; they should be (1, 1, C) and (1, 1 + N, C)")
     ours = {
         "mask_token": state["mask_token"],
-        "vit.cls_token": state["cls_token"] + position[:, :1],
+        "vit.cls_token": token + position[:, :1],
         "vit.reg_token": state["register_tokens"],
         "vit.pos_embed": position[:, 1:],
     }
@@ -151,25 +155,44 @@ def _our_name(key: str) -> str:
 
 def _infer_config(ours: dict[str, Tensor], where: Path) -> ModelConfig:
     width = ours["encoder.vit.cls_token"].shape[-1]
-    depth = _count(ours, r"encoder\.vit\.blocks\.(\d+)\.")
+    depth = count_blocks(ours, "encoder.vit.blocks", where)
     names = [name for name, p in PRESETS.items() if (p.dim, p.depth) == (width, depth)]
     if not names:
         raise UserError(f"{where}: no encoder preset is {width} wide and {depth} blocks deep")
     if "decoder.pos_embed" not in ours:
         raise UserError(f"{where}: missing dec_pos_embed")
     table = ours["decoder.pos_embed"]
-    descriptor, pair = ours.get("descriptor_head.weight"), ours.get("pair_head.0.weight")
+    if not is_square_table(table) or table.shape[1] % HEAD_WIDTH or not table.shape[1]:
+        shape = f"(n * n, a multiple of {HEAD_WIDTH})"
+        raise UserError(f"{where}: dec_pos_embed has the shape {tuple(table.shape)}; it should be {shape}")
+    _check_width(ours, "decoder.embed.weight", table.shape[1], width, where)
+    descriptor = _check_width(ours, "descriptor_head.weight", None, width, where)
+    pair = _check_width(ours, "pair_head.0.weight", None, table.shape[1], where)
     return ModelConfig(
         encoder=names[0],
         image_size=round(table.shape[0] ** 0.5) * PATCH,
         frozen_blocks=0,
         decoder_dim=table.shape[1],
-        decoder_depth=_count(ours, r"decoder\.blocks\.(\d+)\."),
+        decoder_depth=count_blocks(ours, "decoder.blocks", where),
         decoder_heads=table.shape[1] // HEAD_WIDTH,
-        descriptor_dim=512 if descriptor is None else descriptor.shape[0],
-        pair_hidden_dim=512 if pair is None else pair.shape[0],
+        descriptor_dim=descriptor or 512,
+        pair_hidden_dim=pair or 512,
     )
 
 
-def _count(state: dict[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(m[1]) for key in state if (m := re.match(pattern, key))), default=-1)
+def _check_width(state: dict[str, Tensor], key: str, rows: int | None, columns: int, where: Path) -> int | None:
+    """The rows of a matrix whose columns, and rows where given, are known; None where the state has none."""
+    if key not in state:
+        return None
+    shape = tuple(state[key].shape)
+    if len(shape) != 2 or shape[1] != columns or not shape[0] or rows not in (None, shape[0]):
+        raise UserError(f"{where}: {_their_name(key)} has the shape {shape}; it should be ({rows or 'any'}, {columns})")
+    return shape[0]
+
+
+def count_blocks(state: dict[str, Tensor], prefix: str, where: Path) -> int:
+    """How many blocks a state has below `prefix`. `UserError` unless they are numbered from 0 without a gap."""
+    found = {m[1] for key in state if (m := re.match(rf"{re.escape(prefix)}\.([^.]*)\.", key))}
+    if found != {str(number) for number in range(len(found))}:
+        raise UserError(f"{where}: its {len(found)} {prefix} are not numbered 0 to {len(found) - 1}")
+    return len(found)

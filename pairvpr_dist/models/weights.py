@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pairvpr_dist.config import config_from_dict
-from pairvpr_dist.errors import UserError
+from pairvpr_dist.errors import UserError, one_line
 from pairvpr_dist.files import read_json
-from pairvpr_dist.models.patches import resize_positions
+from pairvpr_dist.models.patches import is_square_table, resize_positions
 from pairvpr_dist.models.released import encoder_from_released, from_released, is_released
 from pairvpr_dist.settings import PATCH, ModelConfig
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from pairvpr_dist.models.pair_vpr import PairVPR
 
 log = logging.getLogger(__name__)
-STAGE2_HEADS = ("decoder.class_token", "descriptor_head.", "pair_head.")  # a released stage-1 file may lack them
+STAGE2_HEADS = ("decoder.class_token", "descriptor_head.", "pair_head.")
+RELEASED_WITHOUT = (STAGE2_HEADS[:1], STAGE2_HEADS)  # what the released stage-1 files lack
 SHAPE_KEYS = ("encoder", "decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim")
 
 
@@ -39,8 +41,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name an export folder, a .safetensors or a .pth file") from None
+    except pickle.UnpicklingError:  # torch's own words advise to run what is in the file
+        raise UserError(
+            f"{path}: not readable as weights: damaged, of another kind, or it would run code; take another file"
+        ) from None
     except Exception as error:  # on damaged files the readers raise whatever they stumble on
-        what = (str(error) or type(error).__name__).splitlines()[0]
+        what = one_line((str(error) or type(error).__name__).splitlines()[0])
         raise UserError(f"{path}: not readable as weights: {what}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -64,10 +70,17 @@ def read_model_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def state_in(content: dict[str, Any], where: Path) -> dict[str, Tensor]:
-    """The state dict in a file's content, alone or under `model` beside a training's other state."""
+    """The state dict in a file's content, alone or under `model` beside a training's other state.
+
+    Raises `UserError` where there is none, and for a tensor that is not plain numbers, all of them in the file.
+    """
     state = content.get("model", content)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{where}: holds no state dict, neither by itself nor as 'model'")
+    for key, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_complex() or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise UserError(f"{where}: {one_line(key)} is no dense tensor of real numbers; save it as one")
     return state
 
 
@@ -77,8 +90,9 @@ def is_dinov2(state: dict[str, Tensor]) -> bool:
 
 
 def absent_heads(state: dict[str, Tensor]) -> list[str]:
-    """The heads, or their beginnings, that a released file of stage 1 lacks."""
-    return [head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state)]
+    """The heads, or their beginnings, that a released file of stage 1 lacks; none where it lacks what those do not."""
+    absent = tuple(head for head in STAGE2_HEADS if not any(key.startswith(head) for key in state))
+    return list(absent) if absent in RELEASED_WITHOUT else []
 
 
 def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
@@ -97,8 +111,9 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
             "%s has no %s: a stage-1 file; these start from scratch", where, ", ".join(h.strip(".") for h in fresh)
         )
     grid = model.config.image_size // PATCH
-    if "decoder.pos_embed" in state:
-        state["decoder.pos_embed"] = resize_positions(state["decoder.pos_embed"], (grid, grid))
+    table = state.get("decoder.pos_embed")
+    if table is not None and is_square_table(table):
+        state["decoder.pos_embed"] = resize_positions(table, (grid, grid))
     _load_strictly(model, state, where)
 
 
@@ -124,7 +139,7 @@ def load_pretrained(model: PairVPR, path: Path) -> None:
 
 def load_encoder(model: PairVPR, path: Path) -> None:
     """Start the encoder from DINOv2: its released .pth, or timm's safetensors."""
-    state = read_tensors(path)
+    state = state_in(read_tensors(path), path)
     if "register_tokens" in state:
         ours = encoder_from_released(state, path)
     else:

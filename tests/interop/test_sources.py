@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from torch import Tensor
 from pairvpr_dist import PairVPR
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import append_json_line
+from pairvpr_dist.files import append_json_line, read_json, write_json
 from pairvpr_dist.interop.sources import open_file, open_source
 from pairvpr_dist.models.released import ENCODER, to_released
-from pairvpr_dist.training.checkpoint import Progress
+from pairvpr_dist.training.checkpoint import MANIFEST, Progress, record_of
 from pairvpr_dist.training.engine import Stretch
 from pairvpr_dist.training.saving import Saver
 
@@ -116,6 +117,47 @@ def test_a_checkpoint_gives_its_weights_and_the_facts_of_its_step(tmp_path: Path
         open_source(run / "checkpoints/best")
 
 
+def test_a_checkpoint_of_another_version_is_told(tmp_path: Path, model: PairVPR) -> None:
+    shards = write_places(tmp_path / "shards", [photo_place(number, 2) for number in range(2)])
+    config = load_config("stage2", "tiny", [f"data.shards={shards}"])
+    run, state = tmp_path / "run", PairVPR(config.model).state_dict()
+    run.mkdir()
+    saver = Saver(run, config)
+    saver.save({f"weight/{k}": Stretch(0, v.flatten()) for k, v in state.items()}, 2, Progress(2), True)
+    saver.close()
+    checkpoint = run / "checkpoints/step-00000002"
+    content = read_json(checkpoint / "state.json", "a state")
+    content["config"]["train"]["of_old"] = 1
+    write_json(checkpoint / "state.json", content)
+    manifest = read_json(checkpoint / MANIFEST, "a manifest")
+    write_json(checkpoint / MANIFEST, manifest | {"state.json": record_of(checkpoint / "state.json")})
+    with pytest.raises(UserError, match=r"step-00000002: made by another version .*of_old.*; use the export/"):
+        open_source(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ([1], "'facts' is no table"),
+        ({"sha256 of the file": 3}, "'sha256 of the file' is no text"),
+        ({"from scratch": "decoder"}, "'from scratch' is no list"),
+        ({"results": {"protocol": "folder"}}, "'results' is no list"),
+    ],
+)
+def test_an_export_whose_facts_are_none_is_told(export: Path, tmp_path: Path, facts: Any, told: str) -> None:
+    copy = shutil.copytree(export, tmp_path / "copy")
+    write_json(copy / "config.json", read_json(copy / "config.json", "a configuration") | {"facts": facts})
+    with pytest.raises(UserError, match=rf"config.json: .*{told}.*; export the model again"):
+        open_source(copy)
+
+
+def test_what_was_kept_of_another_file_is_told(export: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(export, tmp_path / "copy")
+    save_file({"mask_token": torch.zeros(1)}, copy / "released.safetensors")
+    with pytest.raises(UserError, match=r"released.safetensors: not what was kept"):
+        open_source(copy)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -138,6 +180,8 @@ def test_encoders_that_fit_no_model_are_refused(model: PairVPR, tmp_path: Path) 
         "plain": ({k: v for k, v in state.items() if k != "register_tokens"}, "without register tokens"),
         "short": ({k: v for k, v in state.items() if "blocks.2." not in k}, "96 wide and 2 blocks deep"),
         "broken": ({k: v for k, v in state.items() if k != "norm.bias"}, "missing: vit.norm.bias"),
+        "flat": (state | {"cls_token": torch.zeros(())}, r"cls_token has the shape \(\)"),
+        "far": (state | {"blocks.999999999.x": torch.zeros(1)}, "its 4 blocks are not numbered 0 to 3"),
     }
     for name, (content, told) in cases.items():
         torch.save(content, tmp_path / f"{name}.pth")

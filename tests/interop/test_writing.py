@@ -136,6 +136,28 @@ def test_an_export_of_an_export_holds_the_same_bytes_and_what_was_measured(expor
     assert f"| tokyo247 {row}" in card
 
 
+def test_results_are_added_to_those_of_other_protocols_and_splits(export: Path, tmp_path: Path) -> None:
+    digest, source = weights_digest(export), open_source(export)
+    evaluations: dict[str, dict[str, Any]] = {
+        "first": {"calibration": {"slope": 1.0, "intercept": 0.0}},
+        "other protocol": {"protocol": "tokyo247", "calibration": {"slope": 2.0, "intercept": 0.0}},
+        "again": {"top_k": 50, "calibration": None},
+    }
+    for name, content in evaluations.items():
+        add_results(source, [write_results(tmp_path / name, digest, **content)])
+        write_safetensors(source, tmp_path / f"with {name}")
+        source = open_source(tmp_path / f"with {name}")
+        assert source.facts.get("calibration") == content["calibration"]
+    told = [(results["protocol"], results["top_k"]) for results in source.facts["results"]]
+    assert told == [("tokyo247", 100), ("msls-val", 50)]
+
+
+def test_results_for_a_checkpoint_are_refused(export: Path, tmp_path: Path) -> None:
+    checkpoint = replace(open_source(export), digests=set())
+    with pytest.raises(UserError, match="export it first and evaluate the export"):
+        add_results(checkpoint, [write_results(tmp_path / "eval", weights_digest(export))])
+
+
 def test_results_of_other_weights_are_refused(export: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="measured m, which has other weights"):
         add_results(open_source(export), [write_results(tmp_path / "eval", "0" * 64)])

@@ -161,6 +161,48 @@ def test_a_released_file_with_a_missing_key_is_refused_by_it(
         PairVPR.from_pretrained(tmp_path / "bad.pth")
 
 
+HEADS = ("decoder_clstoken", "globalizer.0.", "classvprmodule.")
+
+
+@pytest.mark.parametrize("absent", [HEADS[1:2], HEADS[2:], HEADS[:2], HEADS[1:]])
+def test_only_the_heads_that_released_files_lack_may_be_missing(
+    released_state: ReleasedState, tmp_path: Path, absent: tuple[str, ...]
+) -> None:
+    torch.save({k: v for k, v in released_state(2).items() if not k.startswith(absent)}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"missing: (decoder.class_token|descriptor_head.weight|pair_head.0.weight)"):
+        PairVPR.from_pretrained(tmp_path / "bad.pth")
+    torch.save({k: v for k, v in released_state(2).items() if not k.startswith(HEADS)}, tmp_path / "stage1.pth")
+    assert PairVPR.from_pretrained(tmp_path / "stage1.pth").config.descriptor_dim == 512
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        ("dec_pos_embed", lambda t: t[:7], r"dec_pos_embed has the shape \(7, 192\)"),
+        ("dec_pos_embed", lambda t: t[:, 1:], r"dec_pos_embed has the shape \(49, 191\)"),
+        ("dec_pos_embed", lambda t: t[0], r"dec_pos_embed has the shape \(192,\)"),
+        ("dec_pos_embed", lambda t: torch.zeros(1).expand(10**12, 192), "no dense tensor"),
+        ("dec_norm.bias", lambda t: t.to_sparse(), "dec_norm.bias is no dense tensor"),
+        ("dec_norm.bias", lambda t: t.to(torch.complex64), "dec_norm.bias is no dense tensor"),
+        ("encoder.model.cls_token", lambda t: t[0, 0, 0], r"cls_token \(\) and pos_embed"),
+        ("encoder.model.pos_embed", lambda t: t[0], r"cls_token \(1, 1, 384\) and pos_embed"),
+        ("encoder.model.pos_embed", lambda t: t[..., :1], r"cls_token \(1, 1, 384\) and pos_embed"),
+        ("decoder_embed.weight", lambda t: t[:, :64], r"decoder_embed.weight has the shape \(192, 64\)"),
+        ("globalizer.0.weight", lambda t: t[0], r"globalizer.0.weight has the shape \(384,\)"),
+        ("classvprmodule.0.weight", lambda t: t[:, :5], r"classvprmodule.0.weight has the shape \(512, 5\)"),
+        ("dec_blocks.999999999.norm1.weight", lambda t: t, "its 3 decoder.blocks are not numbered 0 to 2"),
+        ("encoder.model.blocks.99.norm1.weight", lambda t: t, "its 13 encoder.vit.blocks are not numbered 0 to 12"),
+    ],
+)
+def test_a_misshapen_released_file_is_told_in_one_line(
+    released_state: ReleasedState, tmp_path: Path, key: str, change: Callable[[Tensor], Tensor], told: str
+) -> None:
+    state = released_state(2)
+    torch.save({**state, key: change(state.get(key, torch.zeros(1)))}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=rf"bad.pth: .*{told}"):
+        PairVPR.from_pretrained(tmp_path / "bad.pth")
+
+
 def test_a_released_file_with_surplus_and_misshapen_keys_is_refused_by_them(
     released_state: ReleasedState, tmp_path: Path
 ) -> None:
@@ -176,8 +218,12 @@ def test_a_released_file_with_surplus_and_misshapen_keys_is_refused_by_them(
 )
 def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path: Path, save: Callable[..., object]) -> None:
     save({"model": {"weight": torch.zeros(1)}, "args": Program(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=r"bad.pth: not readable as weights"):
+    with pytest.raises(
+        UserError, match=r"bad.pth: not readable as weights: damaged, of another kind, or it"
+    ) as refused:
         PairVPR.from_pretrained(tmp_path / "bad.pth")
+    assert "weights_only" not in str(refused.value)
+    assert str(refused.value).isprintable()
     assert not (tmp_path / "ran").exists()
 
 
@@ -272,6 +318,8 @@ def test_an_encoder_that_does_not_fit_is_refused_with_its_keys(tmp_path: Path) -
         "tiny": (tiny, r"vit.cls_token \(1, 1, 96\) instead of \(1, 1, 384\)"),
         "plain": (without_registers, "missing: .*vit.reg_token"),
         "broken": ({k: v for k, v in small.items() if k != "mask_token"}, "lacks mask_token"),
+        "flat": (small | {"pos_embed": torch.zeros(384)}, r"pos_embed \(384,\) do not fit"),
+        "sparse": (small | {"norm.bias": torch.zeros(384).to_sparse()}, "norm.bias is no dense tensor"),
     }
     model = PairVPR(SMALL_VITS)
     for name, (state, told) in cases.items():

@@ -102,7 +102,7 @@ class EpochLoader:
             batch_size=None,
             num_workers=config.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             prefetch_factor=PREFETCH if config.workers else None,
             generator=torch.Generator(),  # else the loader draws from the global generator
         )
@@ -205,8 +205,8 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
         return self._plan[1]
 
 
-def _leave_signals(_worker: int) -> None:
-    """Leave preemption and Ctrl-C, which reach every process of a job, to the training process.
+def leave_signals(_worker: int) -> None:
+    """Leave preemption and Ctrl-C, which reach every process of a job, to the process that this worker reads for.
 
     It still needs this worker for the step that it is in. SIGTERM is also how the DataLoader ends its workers: obeyed
     when it comes from there.

@@ -130,11 +130,12 @@ def _platt(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 def _held_out_error(scores: np.ndarray, right: np.ndarray, scored: np.ndarray) -> float:
     """Expected calibration error with every pair's probability from a fit to the queries of the other folds."""
     # Whole queries, neighbours together: pairs of one query, or of one street, tell on each other.
-    axis = int(len(scores) == 1)  # of a lone query, its candidates
-    units = scores.shape[axis]
-    folds = np.expand_dims(np.arange(units) * min(FOLDS, units) // units, 1 - axis)
+    axis = int(scored.any(axis=1).sum() == 1)  # of a lone query, its candidates
+    there = scored.any(axis=1 - axis)  # a query without a scored pair makes no fold
+    units = int(there.sum())
+    folds = np.expand_dims((there.cumsum() - 1) * min(FOLDS, units) // units, 1 - axis)
     held_out = np.zeros(scores.shape)
-    for fold in np.unique(folds):
+    for fold in range(min(FOLDS, units)):
         inside, outside = (folds == fold) & scored, (folds != fold) & scored
         slope, intercept = _platt(scores[outside], right[outside])
         held_out[inside] = expit(slope * scores[inside] + intercept)

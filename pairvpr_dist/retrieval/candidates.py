@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols import Protocol
 from pairvpr_dist.retrieval.rerank import order_by_score
 
@@ -51,20 +52,27 @@ def write_candidates(path: Path, protocol: Protocol, candidates: Candidates) -> 
                 table.writerow([name, rank, database, column + 1, f"{similarity:.6f}", told])
 
 
-def read_candidates(path: Path, protocol: Protocol) -> Candidates:
-    """What `write_candidates` wrote of the same split."""
+def read_candidates(path: Path, protocol: Protocol, k: int) -> Candidates:
+    """What `write_candidates` wrote of the same split with K candidates. `UserError` for a file missing or damaged."""
     query_rows = {name: row for row, name in enumerate(protocol.queries)}
     database_rows = {name: row for row, name in enumerate(protocol.database)}
-    with path.open(newline="", encoding="utf-8") as handle:
-        lines = list(csv.DictReader(handle))
-    shape = len(protocol.queries), max(int(line["descriptor_rank"]) for line in lines)
+    shape = len(protocol.queries), k
     rows = np.full(shape, NONE, dtype=np.int64)
     similarities, scores = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, np.nan, dtype=np.float32)
-    for line in lines:
-        at = query_rows[line["query"]], int(line["descriptor_rank"]) - 1
-        rows[at] = database_rows[line["database"]]
-        similarities[at] = float(line["descriptor_similarity"])
-        scores[at] = float(line["pair_score"] or np.nan)
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            lines = csv.reader(handle)
+            if tuple(next(lines, ())) != CANDIDATE_COLUMNS:
+                raise ValueError("its first line is another")
+            for query, _, database, rank, similarity, score in lines:
+                at = query_rows[query], int(rank) - 1
+                rows[at] = database_rows[database]
+                similarities[at] = float(similarity)
+                scores[at] = float(score or np.nan)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; evaluate again") from None
+    except (ValueError, KeyError, IndexError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as candidates of queries ({error}); evaluate again") from None
     return Candidates(rows, similarities, scores, order_by_score(scores))
 
 

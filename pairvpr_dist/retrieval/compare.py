@@ -104,7 +104,7 @@ def read_all(paths: Sequence[Path]) -> list[Measured]:
                 "evaluate both on the same data"
             )
     for one in measured:
-        one.outcomes = read_outcomes(one.folder)
+        one.outcomes = read_outcomes(one.folder, one.results)
         if not one.outcomes:
             raise UserError(
                 f"{one.folder}: the ground truth of {one.results['protocol']} is secret; nothing to compare"
@@ -137,9 +137,12 @@ def write_changes(path: Path, measured: list[Measured]) -> None:
 
 
 def ranks_shown(results: list[dict[str, Any]]) -> list[int]:
-    """The N of recall@N: those asked for in any of the evaluations that all have candidates for."""
+    """The N of recall@N: those asked for in any of the evaluations that all have candidates for.
+
+    Where the database is smaller than every one, the least.
+    """
     asked = {n for one in results for n in one["config"]["recall_at"]}
-    return sorted(n for n in asked if n <= min(one["top_k"] for one in results))
+    return sorted(n for n in asked if n <= min(one["top_k"] for one in results)) or [min(asked)]
 
 
 def differing(measured: list[Measured]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pairvpr_dist.data.augmentation import normalise
 from pairvpr_dist.data.decoding import load_square
+from pairvpr_dist.data.loader import leave_signals
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import replaced_when_done
@@ -75,6 +76,7 @@ class Describer:
             batch_sampler=[list(batch) for batch in batches],
             num_workers=min(workers, len(os.sched_getaffinity(0))),  # torch warns of more than there are cores
             collate_fn=_collate,
+            worker_init_fn=leave_signals,
             pin_memory=pin,
         )
         for batch in loader:

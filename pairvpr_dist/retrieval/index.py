@@ -14,6 +14,7 @@ import numpy as np
 
 ADDED = 65_536  # rows that are read from a mapped file at a time
 TRAINED = 64  # images a list that ivf learns its lists from
+GPU_LIMIT = 2048  # neighbours, and lists visited, that faiss can select on a GPU
 NEIGHBOURS = 32  # of an image in the graph of hnsw
 
 
@@ -26,12 +27,13 @@ def search(
     visited (ivf) or candidates followed (hnsw) for a query. Returns similarities (Q, K) fp32 and rows (Q, K) int64 with
     K = min(k, M); where ivf or hnsw find fewer, the rest are -inf and row -1.
     """
+    k = min(k, len(database))
     index = _make_index(database, kind, effort, k)
-    if kind != "hnsw" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
+    if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and _fits_gpu(index, k):
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     for first in range(0, len(database), ADDED):
         index.add(np.ascontiguousarray(database[first : first + ADDED], dtype=np.float32))
-    similarities, rows = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(database)))
+    similarities, rows = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
     similarities[rows < 0] = -np.inf  # faiss has a number of its own for it
     return similarities, rows
 
@@ -59,6 +61,11 @@ def search_in_groups(
             similarities[asking, : found.shape[1]] = near
             rows[asking, : found.shape[1]] = np.where(found < 0, -1, own[found])
     return similarities, rows
+
+
+def _fits_gpu(index: faiss.Index, k: int) -> bool:
+    """Whether faiss can search an index for k neighbours on a GPU: it has no graphs there."""
+    return not isinstance(index, faiss.IndexHNSW) and max(k, getattr(index, "nprobe", 1)) <= GPU_LIMIT
 
 
 def _make_index(database: np.ndarray, kind: str, effort: int | None, k: int) -> faiss.Index:

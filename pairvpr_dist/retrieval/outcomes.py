@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,11 @@ def write_outcomes(path: Path, protocol: Protocol, rows: np.ndarray, reranked: n
                 table.writerow([name, *line])
 
 
-def read_outcomes(folder: Path) -> dict[str, Outcomes]:
-    """Outcomes by ground truth of the evaluation at `folder`. `UserError` for one that has none or damaged ones."""
+def read_outcomes(folder: Path, results: dict[str, Any]) -> dict[str, Outcomes]:
+    """Outcomes by ground truth of the evaluation at `folder`, whose results.json holds `results`.
+
+    Raises `UserError` for one that has none or damaged ones.
+    """
     path = folder / OUTCOMES
     if not path.exists():
         raise UserError(f"{folder}: has no {OUTCOMES}, as evaluations of older versions; evaluate again")
@@ -96,6 +100,9 @@ def read_outcomes(folder: Path) -> dict[str, Outcomes]:
             columns.setdefault(name, []).append((query, counted == "1", _rank(descriptor), _rank(reranked)))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not readable as outcomes of queries ({error}); evaluate again") from None
+    for name in results["ground_truths"]:
+        if (found := len(columns.get(name, ()))) != results["queries"]:
+            raise UserError(f"{path}: has {found} of {results['queries']} queries by '{name}'; evaluate again")
     outcomes = {}
     for name, queries in columns.items():
         names, counts, *ranks = zip(*queries, strict=True)

@@ -81,7 +81,7 @@ def rewrite_report(folder: Path) -> Path:
         raise UserError(f"{folder}: holds no {RESULTS} and no eval/{RESULTS}; evaluate the run first")
     # The run's own evaluation comes last, and its split first.
     found.sort(key=lambda path: (path.name == "eval", path.name))
-    evaluations = [Evaluation(_label(path), path, read_results(path), read_outcomes(path)) for path in found]
+    evaluations = [_read(path) for path in found]
     splits = dict.fromkeys(evaluation.results["split"] for evaluation in reversed(evaluations))
     page = (
         Environment(
@@ -104,31 +104,33 @@ def rewrite_report(folder: Path) -> Path:
     return folder / REPORT
 
 
+def _read(folder: Path) -> Evaluation:
+    results = read_results(folder)
+    return Evaluation(_label(folder), folder, results, read_outcomes(folder, results))
+
+
 def _section(evaluations: list[Evaluation]) -> Section:
     last = evaluations[-1]
-    protocol, missing = _data_of(last)
     truths = [_truth(evaluations, name) for name in last.outcomes]
     plots = _recall_plots(evaluations)
-    groups: list[Group] = []
-    if protocol is not None:
-        found = [read_candidates(one.folder / CANDIDATES, protocol) for one in evaluations]
-        plots += _plots_of_candidates(evaluations, found, protocol)
-        groups = query_groups(protocol, found[-1], last.outcomes)
-    return Section(evaluations, truths, plots, groups, missing)
+    try:
+        protocol = _data_of(last)
+        found = [read_candidates(one.folder / CANDIDATES, protocol, one.results["top_k"]) for one in evaluations]
+    except UserError as error:
+        log.warning("%s: the report goes without pictures of queries, for %s", last.folder, error)
+        return Section(evaluations, truths, plots, [], str(error))
+    plots += _plots_of_candidates(evaluations, found, protocol)
+    return Section(evaluations, truths, plots, query_groups(protocol, found[-1], last.outcomes), None)
 
 
-def _data_of(evaluation: Evaluation) -> tuple[Protocol | None, str | None]:
-    """The data set of an evaluation where it still lies there as it was measured, else why not."""
+def _data_of(evaluation: Evaluation) -> Protocol:
+    """The data set of an evaluation; `UserError` where it does not lie there any more as it was measured."""
     results = evaluation.results
     config = config_from_dict(EvalConfig, results["config"], str(evaluation.folder / RESULTS))
-    try:
-        protocol = load_protocol(config.protocol, config.data, config.positive_distance)
-        if protocol.digest != results["split"]:
-            raise UserError(f"{config.data}: holds another split now than was measured; evaluate again")
-    except UserError as error:
-        log.warning("%s: the report goes without pictures of queries, for %s", evaluation.folder, error)
-        return None, str(error)
-    return protocol, None
+    protocol = load_protocol(config.protocol, config.data, config.positive_distance)
+    if protocol.digest != results["split"]:
+        raise UserError(f"{config.data}: holds another split now than was measured; evaluate again")
+    return protocol
 
 
 def _truth(evaluations: list[Evaluation], name: str) -> Truth:

@@ -85,6 +85,15 @@ def test_a_lone_query_is_enough() -> None:
     assert np.isfinite(found["expected_error"])
 
 
+@pytest.mark.parametrize("queries", [1, 2])
+def test_queries_without_a_scored_pair_make_no_fold(queries: int) -> None:
+    scores, right = drawn(0.7, -1.5, queries)
+    among = np.full((40, 20), np.nan, np.float32), np.zeros((40, 20), bool)
+    for few, many in zip((scores, right), among, strict=True):
+        many[:queries] = few
+    assert fit_calibration(*among) == fit_calibration(scores, right)
+
+
 def test_the_expected_error_is_the_mean_gap_over_bins() -> None:
     probabilities = np.array([0.05, 0.05, 0.95, 0.95])
     right = np.array([False, True, True, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from scipy.stats import bootstrap
 
 from pairvpr_dist.cli import run
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.retrieval.compare import CHANGE_COLUMNS, changes, difference, estimate, read_all, write_changes
+from pairvpr_dist.retrieval.compare import (
+    CHANGE_COLUMNS,
+    changes,
+    difference,
+    estimate,
+    ranks_shown,
+    read_all,
+    write_changes,
+)
 from pairvpr_dist.retrieval.compare_text import as_text
 from pairvpr_dist.retrieval.evaluate import FORMAT
 from pairvpr_dist.retrieval.outcomes import OUTCOMES, first_ranks, write_outcomes
@@ -119,6 +128,12 @@ def test_the_text_says_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "new" / "changed.csv").exists()
 
 
+def test_a_database_smaller_than_every_n_still_has_a_recall() -> None:
+    small: dict[str, Any] = {"top_k": 3, "config": {"recall_at": [5, 10]}}
+    assert ranks_shown([small]) == [5]
+    assert ranks_shown([small, {"top_k": 7, "config": {"recall_at": [1, 5]}}]) == [1]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     a, b = write_evaluation(tmp_path / "a", 0), write_evaluation(tmp_path / "b", 1)
     with pytest.raises(UserError, match=r"c: measured on another split \(folder ffff\)"):
@@ -132,5 +147,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         read_all([a, b])
     secret = Protocol("msls-challenge", Path("x"), PROTOCOL.database, PROTOCOL.queries, {})
     write_outcomes(b / OUTCOMES, secret, *rankings(1, 20))
+    with pytest.raises(UserError, match="has 0 of 60 queries by 'near'; evaluate again"):
+        read_all([a, b])
+    results = json.loads((b / "results.json").read_text())
+    (b / "results.json").write_text(json.dumps(results | {"ground_truths": {}}))
     with pytest.raises(UserError, match="secret"):
         read_all([a, b])

@@ -170,7 +170,7 @@ def names_of(street: Path) -> list[str]:
 
 def test_candidates_come_back_from_their_file(evaluated: tuple[dict[str, Any], Path], street: Path) -> None:
     protocol = load_protocol("folder", street, 25)
-    read = read_candidates_csv(evaluated[1] / "candidates.csv", protocol)
+    read = read_candidates_csv(evaluated[1] / "candidates.csv", protocol, 10)
     database, queries = (np.load(evaluated[1] / f"descriptors_{name}.npy") for name in ("database", "queries"))
     np.testing.assert_allclose(read.similarities, np.sort(queries @ database.T)[:, ::-1][:, :10], atol=2e-6)
     firsts = {line["query"]: line["database"] for line in read_candidates(evaluated[1]) if line["rank"] == "1"}
@@ -188,7 +188,7 @@ def test_a_query_is_searched_in_its_group_alone_and_answers_are_handed_in(
     results = evaluate(model, secret, config(export, street, "eval.index=flat"), tmp_path / "eval")
     assert (results["ground_truths"], results["calibration"], results["top_k"]) == ({}, None, 10)
     assert results["scored_per_query"] == (2 * 4 + 3 * 10 + 0) / 6
-    read = read_candidates_csv(tmp_path / "eval" / "candidates.csv", secret)
+    read = read_candidates_csv(tmp_path / "eval" / "candidates.csv", secret, 10)
     for query, group in enumerate(secret.query_group):  # type: ignore[arg-type]
         rows = read.rows[query][read.rows[query] >= 0]
         assert len(set(rows)) == {0: 4, 1: 10, 2: 0}[int(group)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pairvpr_dist.retrieval.index import search, search_in_groups
+from pairvpr_dist.retrieval.index import _fits_gpu, _make_index, search, search_in_groups
 
 
 def unit(rows: int, seed: int) -> np.ndarray:
@@ -53,6 +53,15 @@ def test_where_ivf_finds_fewer_the_rest_is_no_row() -> None:
     assert rows.shape == (5, 1000)
     assert (rows == -1).any()
     assert (np.isneginf(similarities) == (rows == -1)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "effort", "fits"),
+    [("flat", 2048, None, True), ("flat", 2049, None, False), ("ivf", 10, 2048, True), ("ivf", 10, 2049, False),
+     ("ivf", 2049, 1, False), ("hnsw", 10, 10, False)],
+)  # fmt: skip
+def test_a_gpu_takes_what_faiss_can_do_on_it(kind: str, k: int, effort: int | None, fits: bool) -> None:
+    assert _fits_gpu(_make_index(clustered(2000, 1), kind, effort, k), k) == fits
 
 
 def test_search_in_groups_equals_a_search_of_each() -> None:

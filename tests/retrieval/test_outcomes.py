@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,16 @@ def protocol(count_all: bool, **ground_truths: list[list[int]]) -> Protocol:
     return Protocol("folder", Path("x"), database, QUERIES, positives, counts_without_positives=count_all)
 
 
+def of(*ground_truths: str) -> dict[str, Any]:
+    """What of results.json counts here."""
+    return {"queries": len(QUERIES), "ground_truths": dict.fromkeys(ground_truths)}
+
+
 @pytest.mark.parametrize("count_all", [False, True])
 def test_written_is_read(tmp_path: Path, count_all: bool) -> None:
     known = protocol(count_all, near=[[1, 2], [3], []], far=[[0], [0], [0]])
     write_outcomes(tmp_path / OUTCOMES, known, ROWS, RERANKED)
-    outcomes = read_outcomes(tmp_path)
+    outcomes = read_outcomes(tmp_path, of("near", "far"))
     assert list(outcomes) == ["near", "far"]
     near, far = outcomes.values()
     assert near.queries == QUERIES
@@ -42,7 +48,7 @@ def test_written_is_read(tmp_path: Path, count_all: bool) -> None:
 
 def test_a_secret_ground_truth_has_no_outcomes(tmp_path: Path) -> None:
     write_outcomes(tmp_path / OUTCOMES, protocol(False), ROWS, RERANKED)
-    assert read_outcomes(tmp_path) == {}
+    assert read_outcomes(tmp_path, of()) == {}
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n", None])
@@ -50,7 +56,7 @@ def test_what_is_not_outcomes_is_refused(tmp_path: Path, text: str | None) -> No
     if text is not None:
         (tmp_path / OUTCOMES).write_text(text)
     with pytest.raises(UserError, match="evaluate again"):
-        read_outcomes(tmp_path)
+        read_outcomes(tmp_path, of("near"))
 
 
 def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
@@ -59,4 +65,13 @@ def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
     for damaged in (whole[:-4], whole + "near,x,1,first,2\n"):
         (tmp_path / OUTCOMES).write_text(damaged)
         with pytest.raises(UserError, match="evaluate again"):
-            read_outcomes(tmp_path)
+            read_outcomes(tmp_path, of("near"))
+
+
+def test_a_file_cut_between_two_lines_is_refused(tmp_path: Path) -> None:
+    write_outcomes(tmp_path / OUTCOMES, protocol(False, near=[[1], [2], [0]]), ROWS, RERANKED)
+    lines = (tmp_path / OUTCOMES).read_text().splitlines(keepends=True)
+    for left in (2, 0):
+        (tmp_path / OUTCOMES).write_text("".join(lines[: 1 + left]))
+        with pytest.raises(UserError, match=rf"outcomes\.csv: has {left} of 3 queries by 'near'; evaluate again"):
+            read_outcomes(tmp_path, of("near"))

@@ -119,6 +119,16 @@ def test_a_file_that_was_cut_or_changed_is_told_in_one_line(tmp_path: Path) -> N
     assert f"{path}: not readable as a MATLAB file" in refused("pitts30k-test", tmp_path)
 
 
+def test_where_scipy_does_not_load_the_file_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    write_struct(tmp_path / "set" / "pitts30k_test.mat", DATABASE, QUERIES)
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("raise ImportError('scipy is\\nbroken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"read with scipy, which does not load here \(scipy is\)$"):
+        load("pitts30k-test", tmp_path / "set")
+
+
 def test_files_of_newer_matlab_are_told(tmp_path: Path) -> None:
     (tmp_path / "pitts30k_test.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + b"\0" * 400)
     assert "MATLAB 7.3; save it with -v7" in refused("pitts30k-test", tmp_path)

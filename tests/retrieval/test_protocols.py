@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols import load_protocol
 from pairvpr_dist.retrieval.protocols.positions import positives_within
+from pairvpr_dist.retrieval.protocols.protocol import image_names, list_images
 
 CSV = "query,positives,strict\nq1.jpg,a.jpg sub/b.PNG,\nq2.jpg,sub/b.PNG,sub/b.PNG\n"
 
@@ -127,6 +128,23 @@ def test_bad_folders_are_told(tmp_path: Path, street: Path) -> None:
         load_protocol("folder", tmp_path, 25)
     with pytest.raises(UserError, match="no query has a positive"):
         load_protocol("folder", street, 0.5)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    images, elsewhere = tmp_path / "set" / "database", tmp_path / "elsewhere"
+    images.mkdir(parents=True)
+    (elsewhere / "b").mkdir(parents=True)
+    (images / "a.jpg").touch()
+    (elsewhere / "b" / "c.JPG").touch()
+    (images / "linked").symlink_to(elsewhere)
+    (images / "again").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(images)
+    (images / "self").symlink_to(images / "self")
+    (images / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert list_images(tmp_path / "set", "database") == [
+        "database/a.jpg", "database/again/b/c.JPG", "database/linked/b/c.JPG"
+    ]  # fmt: skip
+    assert image_names(images, ".") == ["a.jpg", "again/b/c.JPG", "linked/b/c.JPG"]
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.candidates import Candidates, read_candidates
 from pairvpr_dist.retrieval.curves import read_curves
-from pairvpr_dist.retrieval.evaluate import evaluate_model
+from pairvpr_dist.retrieval.evaluate import evaluate_model, read_results
 from pairvpr_dist.retrieval.outcomes import outcomes_of, read_outcomes, write_outcomes
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.query_grid import query_groups
@@ -123,9 +123,22 @@ def test_other_splits_stand_apart_and_missing_data_are_told(run: Path, tmp_path:
     assert len(re.findall(r"<h3><span class=.swatch", page)) == 5  # queries of the one split that is still there
 
 
+def test_without_candidates_the_report_goes_without_what_needs_them_and_says_so(run: Path, tmp_path: Path) -> None:
+    whole, folder = (evaluation(run, tmp_path / name) for name in ("eval-whole", "eval-bare"))
+    path = folder / "candidates.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (None, "", "".join(lines[:-1]) + lines[-1].replace("queries/", "others/")):
+        path.unlink() if damaged is None else path.write_text(damaged)
+        page = rewrite_report(folder).read_text()
+        assert "candidates.csv: no" in page
+        assert "evaluate again" in page
+        assert "re-ranked" in page
+        assert page.count("<svg") < rewrite_report(whole).read_text().count("<svg")
+
+
 def test_a_secret_ground_truth_has_pictures_without_judgement(run: Path, street: Path, tmp_path: Path) -> None:
     protocol = load_protocol("folder", street, 25)
-    candidates = read_candidates(run / "eval/candidates.csv", protocol)
+    candidates = read_candidates(run / "eval/candidates.csv", protocol, 10)
     secret = Protocol("msls-challenge", street, protocol.database, protocol.queries, {})
     (group,) = query_groups(secret, candidates, {})
     assert group.queries == 6
@@ -140,8 +153,8 @@ def test_a_secret_ground_truth_has_pictures_without_judgement(run: Path, street:
 
 def test_groups_hold_every_counted_query_and_answers_tell_distance(run: Path, street: Path) -> None:
     protocol = load_protocol("folder", street, 25)
-    candidates = read_candidates(run / "eval/candidates.csv", protocol)
-    outcomes = read_outcomes(run / "eval")
+    candidates = read_candidates(run / "eval/candidates.csv", protocol, 10)
+    outcomes = read_outcomes(run / "eval", read_results(run / "eval"))
     groups = query_groups(protocol, candidates, outcomes)
     (kinds,) = (of_truth.kinds for of_truth in outcomes.values())
     assert {group.kind: group.queries for group in groups} == {kind: rows.sum() for kind, rows in kinds.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.protocols.listed import check_files, check_names
-from pairvpr_dist.retrieval.protocols.matlab import DamagedError, NewerMatlabError, read_fields
+from pairvpr_dist.retrieval.protocols.matlab import DamagedError, NewerMatlabError, NoReaderError, read_fields
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def _load(path: Path) -> dict[str, Any]:
         fields = read_fields(path)
     except NewerMatlabError:
         raise UserError(f"{path}: is of MATLAB 7.3; save it with -v7, or take the published file") from None
+    except NoReaderError as error:
+        raise UserError(f"{path}: MATLAB files are read with scipy, which does not load here ({error})") from None
     except DamagedError:
         raise UserError(f"{path}: not readable as a MATLAB file; copy it again") from None
     needed = {"whichSet", "dbImageFns", "utmDb", "qImageFns", "utmQ", "posDistThr"}

@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NEWER, NO_STRUCT = 3, 4  # exit statuses
+NEWER, NO_STRUCT, NO_READER = 3, 4, 5  # exit statuses
 
 
 class NewerMatlabError(Exception):
     """The file is of MATLAB 7.3, an HDF5 file."""
+
+
+class NoReaderError(Exception):
+    """scipy cannot be loaded; says why."""
 
 
 class DamagedError(Exception):
@@ -26,13 +30,16 @@ class DamagedError(Exception):
 def read_fields(path: Path) -> dict[str, Any] | None:
     """Fields of dbStruct: numbers, strings, lists of them; a matrix is a list of rows. None: the file has no dbStruct.
 
-    As scipy simplifies, a dimension of one is gone. Raises `NewerMatlabError` or `DamagedError`.
+    As scipy simplifies, a dimension of one is gone. Raises `NewerMatlabError`, `NoReaderError` or `DamagedError`.
     """
-    done = subprocess.run([sys.executable, "-I", __file__, str(path)], capture_output=True, check=False)
+    # -P: the folder of this file holds no libraries. Those of PYTHONPATH and of the user are this process's own.
+    done = subprocess.run([sys.executable, "-P", __file__, str(path)], capture_output=True, check=False)
     if done.returncode == NEWER:
         raise NewerMatlabError
     if done.returncode == NO_STRUCT:
         return None
+    if done.returncode == NO_READER:
+        raise NoReaderError(done.stderr.decode(errors="replace").strip())
     if done.returncode:
         raise DamagedError
     fields: dict[str, Any] = json.loads(done.stdout)
@@ -41,9 +48,12 @@ def read_fields(path: Path) -> dict[str, Any] | None:
 
 def main() -> None:
     """The program."""
-    import numpy as np
-    from scipy.io import loadmat
-
+    try:
+        import numpy as np
+        from scipy.io import loadmat
+    except ImportError as error:
+        print(str(error).partition("\n")[0], file=sys.stderr)
+        sys.exit(NO_READER)
     try:
         struct = loadmat(sys.argv[1], simplify_cells=True).get("dbStruct")
     except NotImplementedError:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -101,9 +101,26 @@ def list_images(root: Path, folder: str) -> list[str]:
 
 
 def image_names(root: Path, folder: str) -> list[str]:
-    """Names, relative to `root`, of what may be images below `root/folder`, sorted, as the disk has them."""
-    found = (path for path in (root / folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    """Names, relative to `root`, of what may be images below `root/folder`, sorted, as the disk has them.
+
+    Links are followed, those to a folder that they are themselves in aside. What may not be read is left out.
+    """
+    return sorted(_image_names(root / folder, PurePath(folder), frozenset()))
+
+
+def _image_names(folder: Path, name: PurePath, above: frozenset[str]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+            yield from _image_names(folder / entry.name, name / entry.name, above | {real})
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(entry):
+            yield (name / entry.name).as_posix()
 
 
 def is_utf8(name: str) -> bool:

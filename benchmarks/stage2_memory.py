@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, processes: int, chunks: int) -> list[int]:
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__,
             "--size", args.size, "--image-size", str(args.image_size), "--measure", str(chunks), str(found),
         ]  # fmt: skip
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return read_json(found, "what the processes measured")
 
 

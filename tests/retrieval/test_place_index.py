@@ -65,6 +65,7 @@ def same_answers(index: PlaceIndex, other: PlaceIndex, query: Path) -> None:
     ours, theirs = index.match(query, 18), other.match(query, 18)
     assert [m.name for m in ours] == [m.name for m in theirs]
     np.testing.assert_allclose([m.score for m in ours], [m.score for m in theirs], atol=1e-3)
+    np.testing.assert_allclose([m.similarity for m in ours], [m.similarity for m in theirs], atol=1e-4)
 
 
 def test_scores_and_similarities_are_the_models(photographs: Path, street: Path, model: PairVPR) -> None:

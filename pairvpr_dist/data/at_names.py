@@ -10,9 +10,11 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePath
+from os.path import basename, splitext
 
-TIME_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # by number of digits
+TIME_DIGITS = (4, 6, 8, 12, 14)  # year, month, day, hour and minute, second
+EARLIEST = (1, 1, 0, 0, 0)  # month, day, hour, minute and second where they are left out
+NO_DIGIT, NO_ZONE = re.compile(r"\D"), re.compile(r"[^0-9A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class AtName:
 
 def parse_at_name(name: str) -> AtName | None:
     """The fields of a file name, or None where it has no UTM position."""
-    fields = PurePath(name).stem.split("@")
+    fields = splitext(basename(name))[0].split("@")
     east, north = (_number(fields, index) for index in (1, 2))
     if math.isnan(east) or math.isnan(north):
         return None
-    zone = re.sub(r"[^0-9A-Za-z]", "", "".join(fields[3:5]))
+    zone = NO_ZONE.sub("", "".join(fields[3:5]))
     return AtName(east, north, zone, _number(fields, 9), _time(fields[13] if len(fields) > 13 else ""))
 
 
@@ -45,8 +47,12 @@ def _number(fields: list[str], index: int) -> float:
 
 
 def _time(text: str) -> float:
-    digits = re.sub(r"\D", "", text)
-    try:
-        return datetime.strptime(digits, TIME_FORMATS[len(digits)]).replace(tzinfo=UTC).timestamp()
-    except (KeyError, ValueError):
+    digits = NO_DIGIT.sub("", text)
+    if len(digits) not in TIME_DIGITS:
+        return math.nan
+    told = [int(digits[start : start + 2]) for start in range(4, len(digits), 2)]
+    month, day, hour, minute, second = *told, *EARLIEST[len(told) :]
+    try:  # strptime takes many times as long
+        return datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC).timestamp()
+    except ValueError:
         return math.nan

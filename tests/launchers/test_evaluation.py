@@ -17,10 +17,11 @@ import pytest
 from avenue import write_avenue
 
 from launchers.local import run_evaluation
+from launchers.processes import Work, run_processes
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json
-from pairvpr_dist.settings import EvalRunConfig
+from pairvpr_dist.settings import EvalRunConfig, LaunchConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = ("candidates.csv", "outcomes.csv", "descriptors_database.npy", "descriptors_queries.npy", "database.csv")
@@ -68,6 +69,13 @@ def test_several_processes_measure_what_one_does(
     run_evaluation(configured(export, avenue, tmp_path, processes))
     assert_same(tmp_path, whole)
     assert read_json(tmp_path / "eval" / "results.json", "results")["processes"] == processes
+
+
+def test_a_process_that_falls_when_all_is_whole_is_not_started_again() -> None:
+    told: list[str] = []
+    work = Work("eval", "no_such_module", "", "run", "block", "", lambda: 0, has_ended=lambda: True, failed=told.append)
+    run_processes(work, LaunchConfig(processes=1, threads=1, max_restarts=0))
+    assert told == []
 
 
 @pytest.mark.slow

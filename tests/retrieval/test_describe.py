@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -94,6 +96,15 @@ def test_workers_give_the_same(model: PairVPR, paths: list[Path], tmp_path: Path
         for workers in (0, 1)
     )
     assert np.array_equal(one.descriptors, other.descriptors)
+
+
+def test_a_worker_leaves_signals_to_the_process_that_it_reads_for(model: PairVPR, paths: list[Path]) -> None:
+    described = Describer(model, config()).describe(paths, workers=1)
+    next(described)
+    (worker,) = psutil.Process().children()  # it has begun to read: it has heard what to leave
+    for number in (signal.SIGUSR2, signal.SIGINT):
+        worker.send_signal(number)
+    assert len(list(described)) == 2
 
 
 def test_bad_image_in_a_worker_is_one_line_with_its_name(model: PairVPR, paths: list[Path], tmp_path: Path) -> None:

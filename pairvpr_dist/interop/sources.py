@@ -17,6 +17,7 @@ from torch import Tensor
 from pairvpr_dist.config import CONFIGS, STAGES, config_from_dict, load_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, read_json_lines
+from pairvpr_dist.models.card import results_table
 from pairvpr_dist.models.encoder import PRESETS
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.released import (
@@ -30,7 +31,7 @@ from pairvpr_dist.models.released import (
 from pairvpr_dist.models.weights import absent_heads, is_dinov2, load_encoder, load_model_state, read_tensors, state_in
 from pairvpr_dist.retrieval.evaluate import weights_digest
 from pairvpr_dist.settings import ModelConfig
-from pairvpr_dist.training.checkpoint import BEST, LATEST, STATE, Checkpoint, Progress, find_fault, step_of
+from pairvpr_dist.training.checkpoint import BEST, LATEST, STATE, Checkpoint, Progress, find_fault
 
 log = logging.getLogger(__name__)
 KEPT = "released.safetensors"  # beside the weights of an import: what the file held and the model has no place for
@@ -174,10 +175,21 @@ def _check_facts(facts: Any, where: Path) -> None:
     for key, (right, what) in {
         FILE_DIGEST: (isinstance(facts.get(FILE_DIGEST, ""), str), "no text"),
         FROM_SCRATCH: (_all_of(str, facts.get(FROM_SCRATCH, [])), "no list of names"),
-        RESULTS: (_all_of(dict, facts.get(RESULTS, [])), "no list of results"),
+        RESULTS: (_are_results(facts.get(RESULTS, [])), "no list of results"),
     }.items():
         if not right:
             raise UserError(f"{where}: its fact '{key}' is {what}; export the model again")
+
+
+def _are_results(values: Any) -> bool:
+    """Whether a model card can be written of them."""
+    if not _all_of(dict, values):
+        return False
+    try:
+        results_table(values)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False
+    return True
 
 
 def _all_of(kind: type, values: Any) -> bool:
@@ -201,6 +213,6 @@ def _of_checkpoint(path: Path) -> Source:
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(Checkpoint(path).weights(shapes))
     lines = read_json_lines(path.parent.parent / "metrics.jsonl")
-    until = [line for line in lines if line.get("step", 0) <= step_of(path)]
+    until = [line for line in lines if line.get("step", 0) <= progress.step]
     facts = training_facts(config, progress, until)
     return Source(path, model.eval(), facts, set())

@@ -25,7 +25,7 @@ def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int, load
     lines += ["", "| fact | value |", "| --- | --- |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items() if name not in OWN_SECTION]
     if "results" in facts:
-        lines += ["", *_results_table(facts["results"])]
+        lines += ["", *results_table(facts["results"])]
     if loads:
         load = f'model = PairVPR.from_pretrained("{loads}")'
         lines += ["", "```python", "from pairvpr_dist import PairVPR", load, "```"]
@@ -35,7 +35,7 @@ def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int, load
     return "\n".join(lines)
 
 
-def _results_table(evaluations: list[dict[str, Any]]) -> list[str]:
+def results_table(evaluations: list[dict[str, Any]]) -> list[str]:
     """A line per evaluation and ground truth; recall in per cent, by descriptor and re-ranked."""
     lines = [
         "Figures of different splits must not be compared.",

@@ -71,7 +71,10 @@ def from_released(state: dict[str, Tensor], where: Path) -> tuple[ModelConfig, d
     ours = {f"encoder.{key}": value for key, value in encoder_from_released(encoder, where).items()}
     for key, value in state.items():
         if not key.startswith(ENCODER) and key not in UNUSED:
-            ours[_our_name(key)] = value
+            name = _our_name(key)
+            if name in ours or (name != key and name in state):
+                raise UserError(f"{where}: holds {name} twice, once as {key}; it is not a released file")
+            ours[name] = value
     return _infer_config(ours, where), ours
 
 

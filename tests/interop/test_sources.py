@@ -142,6 +142,7 @@ def test_a_checkpoint_of_another_version_is_told(tmp_path: Path, model: PairVPR)
         ({"sha256 of the file": 3}, "'sha256 of the file' is no text"),
         ({"from scratch": "decoder"}, "'from scratch' is no list"),
         ({"results": {"protocol": "folder"}}, "'results' is no list"),
+        ({"results": [{"protocol": "folder"}]}, "'results' is no list"),
     ],
 )
 def test_an_export_whose_facts_are_none_is_told(export: Path, tmp_path: Path, facts: Any, told: str) -> None:

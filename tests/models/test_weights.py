@@ -100,6 +100,7 @@ def test_an_export_never_writes_over_another(model: PairVPR, export: Path) -> No
     [
         (lambda s: s.pop("decoder.norm.weight"), "missing: decoder.norm.weight"),
         (lambda s: s.update(surplus=torch.zeros(1)), "unknown: surplus"),
+        (lambda s: s.update({"descriptor_head.bias": s["globalizer.0.bias"]}), "holds descriptor_head.bias twice"),
         (lambda s: s.update({"decoder.norm.bias": torch.zeros(7)}), r"decoder.norm.bias \(7,\) instead of \(48,\)"),
         (lambda s: s.pop("pair_head.2.bias"), "missing: pair_head.2.bias"),
     ],

@@ -17,6 +17,7 @@ from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.models.pair_vpr import PairVPR
 
 Metrics = dict[str, Tensor]
+STEADY = "loss/steady"  # where weights of the loss rise over the steps: the loss with those that it has at the end
 
 
 class Objective(nn.Module, ABC):

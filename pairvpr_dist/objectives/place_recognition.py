@@ -24,7 +24,7 @@ from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import fetch_rows, gather, gather_with_gradient, rank, world_size
 from pairvpr_dist.models.encoder import recomputed
 from pairvpr_dist.models.pair_vpr import Description, PairVPR
-from pairvpr_dist.objectives.base import Metrics, Objective
+from pairvpr_dist.objectives.base import STEADY, Metrics, Objective
 from pairvpr_dist.objectives.named_losses import build_loss, build_miner
 from pairvpr_dist.settings import AugmentConfig, PlaceRecognitionConfig
 
@@ -111,6 +111,8 @@ class PlaceRecognition(Objective):
             "loss/pair": pair_loss.detach() + nothing,
             "pair_accuracy": (((logits > 0) == (targets > 0.5)).float().mean(dim=0) * shares).sum() + nothing,
         }
+        if self.config.pair_loss_warmup_steps[1] > 0:
+            metrics[STEADY] = (descriptor_loss + self.config.pair_loss_weight * pair_loss).detach()
         return descriptor_loss + weight * pair_loss, metrics, pair_losses, complete
 
     def _describe(self, images: Tensor) -> Description:

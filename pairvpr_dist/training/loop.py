@@ -16,7 +16,7 @@ from pathlib import Path
 from pairvpr_dist import distributed
 from pairvpr_dist.data.loader import Batch, EpochLoader
 from pairvpr_dist.distributed import rank, world_size
-from pairvpr_dist.objectives.base import Metrics
+from pairvpr_dist.objectives.base import STEADY, Metrics
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training import checkpoint
 from pairvpr_dist.training.agreement import check_agreement
@@ -160,7 +160,7 @@ def train_steps(run: Run, engine: Engine, progress: Progress) -> Progress:
         for batch, waited in timed(run.loader.batches(progress.data_step, last)):
             progress, metrics = train_step(run, engine, monitor, batch, progress)
             monitor.record(metrics, waited)
-            spikes.record(progress.step, metrics["loss"], batch.places)
+            spikes.record(progress.step, metrics.get(STEADY, metrics["loss"]), batch.places)
             stopping = run.agreement.reached() and progress.step < run.schedule.total_steps
             progress = at_border(run, engine, monitor, spikes, progress, stopping)
             if stopping or has_ended(run.config, run.schedule, progress):

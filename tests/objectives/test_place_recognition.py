@@ -19,6 +19,7 @@ from torch import Tensor
 from pairvpr_dist import PairVPR
 from pairvpr_dist.config import load_config
 from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.objectives.base import STEADY
 from pairvpr_dist.objectives.place_recognition import PlaceRecognition, ramp
 
 HERE = Path(__file__).parent
@@ -108,6 +109,16 @@ def test_before_the_ramp_the_decoder_is_called_and_gets_no_gradient(model: PairV
     assert not any(p.grad.any() for p in objective.model.decoder.parameters() if p.grad is not None)
     objective(make_batch(), 6)[0].backward()
     assert objective.model.get_parameter("decoder.blocks.0.mlp.fc1.weight").grad.any()  # type: ignore[union-attr]
+
+
+def test_a_ramp_does_not_look_like_a_spike(model: PairVPR) -> None:
+    """The loss rises with the weight of the pair loss; what spikes are looked for in does not."""
+    objective = make_objective(model, "objective.pair_loss_warmup_steps=[5,9]")
+    told = [objective(make_batch(), step) for step in (0, 7, 9)]
+    assert float(told[0][0]) < float(told[1][0]) < float(told[2][0])
+    for _, metrics in told:
+        assert float(metrics[STEADY]) == pytest.approx(float(told[2][0]), rel=1e-6)
+    assert STEADY not in make_objective(model)(make_batch(), 0)[1]
 
 
 @given(start=st.integers(0, 50), length=st.integers(1, 50), step=st.integers(0, 120))

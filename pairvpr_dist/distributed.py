@@ -53,9 +53,12 @@ def _join(backend: str, store: dist.Store | None) -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, all ranks together."""
+    global _store
     if dist.is_initialized():
+        barrier()  # gloo aborts a process now and then whose peer goes while it is still leaving
         dist.destroy_process_group()
+    _store = None  # its threads end now, not while the interpreter is being taken apart
 
 
 def messages(name: str) -> dist.Store:

@@ -37,10 +37,12 @@ def _build(text: str, library: ModuleType, key: str) -> Any:
     if name not in known:
         raise UserError(f"{key}={text}: pytorch-metric-learning has no {name}; {nearest(name, known)}")
     try:
-        built = getattr(library, name)(**arguments)
-        if next(built.parameters(), None) is not None:
-            raise UserError(f"{key}={text}: has weights of its own; choose one that is a function of descriptors alone")
-        answers = [_try(built, seed) for seed in (0, 1)]
+        with torch.device("cpu"):  # also where a model is built without memory
+            built = getattr(library, name)(**arguments)
+            if next(built.parameters(), None) is not None:
+                what = "has weights of its own; choose one that is a function of descriptors alone"
+                raise UserError(f"{key}={text}: {what}")
+            answers = [_try(built, seed) for seed in (0, 1)]
     except UserError:
         raise
     except Exception as error:  # the library checks its arguments with whatever comes to hand

@@ -38,6 +38,7 @@ def kill_node(cluster: SlurmCluster, node: str) -> None:
     cluster.start_node(node)
 
 
+@pytest.mark.slow
 def test_preempted_twice_and_its_node_killed_a_run_ends_with_the_same_bytes(
     cluster: SlurmCluster, city_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

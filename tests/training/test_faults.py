@@ -103,7 +103,7 @@ def test_killed_at_ten_random_moments(city_shards: Path, tmp_path: Path, whole: 
     assert_same_end(tmp_path / "stage1", whole("stage1", 2), "stage1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_and_goes_on(
     city_shards: Path, tmp_path: Path, whole: Whole, number: signal.Signals
 ) -> None:

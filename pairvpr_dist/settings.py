@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pairvpr_dist.errors import UserError
 
 INDEXES = ("flat", "ivf", "hnsw")
+CHECKPOINTING = ("none", "selective", "full")
+COMPILE = ("auto", "off", "blocks", "graphs")
 PATCH = 14  # pixels, the side of a DINOv2 patch
 
 
@@ -140,6 +142,7 @@ class MaskedModellingConfig:
     """Stage 1: siamese masked image modelling."""
 
     mask_ratio: float  # exactly int(mask_ratio * patches) patches of the first view are hidden
+    drop_hidden: bool  # the encoder does not see hidden patches at all, as in MAE; the paper puts mask tokens there
 
     def __post_init__(self) -> None:
         _require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "must lie strictly between 0 and 1")
@@ -206,6 +209,9 @@ class TrainConfig:
     max_steps: int | None  # end after this many steps, however many epochs that is; schedules follow
     zero_stage: int  # DeepSpeed ZeRO: 0, 1, 2 or 3
     precision: str  # auto (bf16 on GPU, fp32 on CPU), bf16 or fp32
+    accumulate: int  # a rank's batch passes in so many parts before an update; stage 2 has objective.chunks for that
+    checkpointing: str  # activations that the backward pass computes again: none, selective (all but products), full
+    compile: str  # auto (blocks on a GPU below ZeRO-3, else off), off, blocks, or graphs (blocks in CUDA graphs)
     log_every: int  # steps between two lines of metrics.jsonl
     validate_every: int  # steps between two validations; 0: only at the end
     checkpoint_every: int  # steps between two checkpoints; one is always written at the end
@@ -227,7 +233,10 @@ class TrainConfig:
             self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "must be auto, bf16 or fp32"
         )
         _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "must be positive")
-        for key in ("epochs", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+        _require(self.checkpointing in CHECKPOINTING, "train.checkpointing", self.checkpointing,
+                 f"must be one of {', '.join(CHECKPOINTING)}")  # fmt: skip
+        _require(self.compile in COMPILE, "train.compile", self.compile, f"must be one of {', '.join(COMPILE)}")
+        for key in ("epochs", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
         for key in ("early_stop", "validate_every", "keep_every", "max_rewinds", "hang_timeout"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "must be 0 or more")
@@ -345,6 +354,10 @@ class Stage2Config(RunConfig):
     optim: OptimConfig
     recall: RecallConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        _require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
+                 "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
 
 
 @dataclass

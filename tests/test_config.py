@@ -22,6 +22,7 @@ STAGE1: dict[str, Any] = {
     **DECODER,
     "model.image_size": 224,
     "objective.mask_ratio": 0.9,
+    "objective.drop_hidden": False,
     "data.places_per_batch": 512,
     "data.images_per_place": 2,
     "data.single_city": False,

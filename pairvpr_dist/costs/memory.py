@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pairvpr_dist.models.encoder import recomputed
+from pairvpr_dist.models.blocks import recomputed
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import PATCH, Stage1Config, TrainingConfig
@@ -120,7 +120,8 @@ def _forward(config: TrainingConfig, model: PairVPR, places: int, recompute: boo
     if isinstance(config, Stage1Config):
         image, other = torch.zeros(2, places, 3, size, size)
         mask = torch.zeros(places, (size // PATCH) ** 2, dtype=torch.bool)
-        return model.reconstruct(image, mask, other).float().square().mean()
+        hidden, drop = int(config.objective.mask_ratio * mask.shape[1]), config.objective.drop_hidden
+        return model.reconstruct_hidden(image, mask, other, hidden, drop=drop)[0].float().square().mean()
     described = model.describe(torch.zeros(places * views, 3, size, size), recompute=recompute)
     anchors = torch.arange(places * views).repeat(2)  # each with its hardest positive and its hardest negative
 

@@ -42,6 +42,11 @@ class Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in `count` equal parts, one after another; views of it."""
+        rows = zip(*(getattr(self, f.name).chunk(count) for f in fields(self)), strict=True)
+        return [Batch(*part) for part in rows]
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by the DataLoader."""
         return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))

@@ -13,6 +13,7 @@ from timm.layers import Mlp
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
+from pairvpr_dist.models.blocks import BlockRunner
 from pairvpr_dist.models.patches import resize_positions, sincos_positions
 
 EPS = 1e-6  # of every LayerNorm
@@ -70,6 +71,7 @@ class Decoder(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(dim, grid))
         self.blocks = nn.ModuleList(DecoderBlock(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.run_block = BlockRunner()
         self.apply(_init_linear)
         nn.init.normal_(self.class_token, std=0.02)
 
@@ -79,7 +81,7 @@ class Decoder(nn.Module):
         if with_class_token:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
-            x = block(x, y)
+            x = self.run_block(block, x, y)
         return self.norm(x)
 
     def project(self, dense: Tensor) -> Tensor:

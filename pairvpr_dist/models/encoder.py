@@ -1,14 +1,14 @@
 """The encoder: timm's DINOv2 vision transformer with register tokens, a mask token and frozen first blocks.
 
 Contract: `Encoder(images, mask)` returns the class token and the patch tokens after the final LayerNorm. Hidden
-patches are replaced by the mask token before the position is added, and all tokens run through all blocks. The frozen
-blocks, and all below them, run without graph; the others' activations can be computed again in the backward pass. Any
-image size that 14 divides; the position table stays at 37 x 37 and is resized per input.
+patches are replaced by the mask token before the position is added, and all tokens run through all blocks; `visible`
+drops hidden patches instead. The frozen blocks, and all below them, run without graph; the others' activations can be
+computed again in the backward pass. Any image size that 14 divides; the position table stays at 37 x 37 and is resized
+per input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pairvpr_dist.errors import UserError, nearest
-from pairvpr_dist.models.patches import sincos_positions
+from pairvpr_dist.models.blocks import BlockRunner, recomputed
+from pairvpr_dist.models.patches import sincos_positions, take_rows
 from pairvpr_dist.settings import PATCH
 
 TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
@@ -42,15 +42,6 @@ PRESETS = {
     "dinov2_vitl14_reg": EncoderPreset("vit_large_patch14_reg4_dinov2", 1024, 24, 16),
     "dinov2_vitg14_reg": EncoderPreset("vit_giant_patch14_reg4_dinov2", 1536, 40, 24),
 }
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`function(*inputs)`, of which only the inputs are held for the backward pass.
-
-    Not re-entrant, so that a parameter's gradient is whole once a backward pass, as ZeRO wants it. It stops early, as
-    is torch's default: ZeRO-3 would take away the weights of the last module, whose gradient comes first, at its end.
-    """
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def preset(name: str) -> EncoderPreset:
@@ -81,6 +72,7 @@ class Encoder(nn.Module):
         self.dim = shape.dim
         self.frozen_blocks = frozen_blocks
         self.vit = _vision_transformer(shape)
+        self.run_block = BlockRunner()
         self.mask_token = nn.Parameter(torch.empty(1, shape.dim))
         nn.init.normal_(self.mask_token, std=0.02)
         # From scratch, positions are there from the first step: a random table of 37 x 37 nearly cancels out when
@@ -92,23 +84,34 @@ class Encoder(nn.Module):
             for parameter in [*embeddings, *(p for module in frozen for p in module.parameters())]:
                 parameter.requires_grad_(False)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, *, recompute: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None, *, recompute: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Encode normalised images.
 
-        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `recompute`: hold no
+        images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `visible`: rows (B, V) of the
+        patches that are encoded, the others come out as the mask token (MAE, He et al. 2022). `recompute`: hold no
         activations of trained blocks for the backward pass, which computes them again.
         Returns the class token (B, C) and the patch tokens (B, N, C).
         """
+        prefix = self.vit.num_prefix_tokens
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):
             tokens = self._embed(images, mask)
+            patches = tokens.shape[1] - prefix
+            if visible is not None:
+                tokens = torch.cat([tokens[:, :prefix], take_rows(tokens[:, prefix:], visible)], dim=1)
             for block in self.vit.blocks[: self.frozen_blocks]:
-                tokens = block(tokens)
+                tokens = self.run_block(block, tokens)
         tokens = recomputed(self._trained, tokens) if recompute else self._trained(tokens)
-        return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+        dense = tokens[:, prefix:]
+        if visible is not None:
+            places = visible.unsqueeze(-1).expand_as(dense)
+            dense = self.mask_token.to(dense.dtype).expand(len(dense), patches, -1).scatter(1, places, dense)
+        return tokens[:, 0], dense
 
     def _trained(self, tokens: Tensor) -> Tensor:
         for block in self.vit.blocks[self.frozen_blocks :]:
-            tokens = block(tokens)
+            tokens = self.run_block(block, tokens)
         return self.vit.norm(tokens)
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:

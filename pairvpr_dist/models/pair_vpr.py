@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from pairvpr_dist.config import to_dict
 from pairvpr_dist.files import new_folder, write_json, write_text
+from pairvpr_dist.models.blocks import BlockRunner
 from pairvpr_dist.models.card import model_card
 from pairvpr_dist.models.decoder import Decoder
 from pairvpr_dist.models.encoder import Encoder
+from pairvpr_dist.models.patches import hidden_first, take_rows
 from pairvpr_dist.models.weights import load_model_state, read_model_file
 from pairvpr_dist.settings import PATCH, ModelConfig
 
@@ -49,6 +51,10 @@ class PairVPR(nn.Module):
             nn.Linear(config.decoder_dim, config.pair_hidden_dim), nn.ReLU(), nn.Linear(config.pair_hidden_dim, 1)
         )
 
+    def run_blocks(self, checkpointing: str, compiled: str = "off") -> None:
+        """Let transformer blocks run so from now on; see `BlockRunner`."""
+        self.encoder.run_block = self.decoder.run_block = BlockRunner(checkpointing, compiled)
+
     def describe(self, images: Tensor, *, recompute: bool = False) -> Description:
         """Descriptor and dense features of normalised images (B, 3, S, S), S a multiple of 14.
 
@@ -76,6 +82,21 @@ class PairVPR(nn.Module):
         _, tokens = self.encoder(torch.cat([image, other]), torch.cat([mask, torch.zeros_like(mask)]))
         x, y = tokens.chunk(2)
         return self.pixel_head(self.decoder(x, y, with_class_token=False))
+
+    def reconstruct_hidden(
+        self, image: Tensor, mask: Tensor, other: Tensor, hidden: int, *, drop: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The same of hidden patches alone, of which each mask has `hidden`. `drop`: the encoder does not see them.
+
+        Returns (B, hidden, 588) normalised pixels and the patches' rows (B, hidden), ascending.
+        """
+        order = hidden_first(mask)
+        if drop:
+            x, y = self.encoder(image, visible=order[:, hidden:])[1], self.encoder(other)[1]
+        else:
+            x, y = self.encoder(torch.cat([image, other]), torch.cat([mask, torch.zeros_like(mask)]))[1].chunk(2)
+        rows = order[:, :hidden]
+        return self.pixel_head(take_rows(self.decoder(x, y, with_class_token=False), rows)), rows
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PairVPR:

@@ -29,12 +29,22 @@ def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(b, 3, rows * PATCH, columns * PATCH)
 
 
-def normalised_patches(images: Tensor) -> Tensor:
+def hidden_first(mask: Tensor) -> Tensor:
+    """Rows (B, N) int64 of the patches of each image, the hidden ones of `mask` (B, N) before the others."""
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+
+
+def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Of tokens (B, N, C) those at rows (B, M), another choice for each image: (B, M, C)."""
+    return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def normalised(patches: Tensor) -> Tensor:
     """The target of stage 1: patches less their mean, over their unbiased deviation (MAE, He et al. 2022).
 
-    images: (B, 3, H, W). Returns (B, N, 588) in fp32.
+    patches: (..., 588). Returns the same shape in fp32.
     """
-    patches = patchify(images.float())
+    patches = patches.float()
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 

@@ -59,3 +59,10 @@ class Objective(nn.Module, ABC):
             for values in (losses.detach().float(), ones)  # bincount would wait for the device
         )
         return {f"{name}/{dataset}": sums[i] / counts[i] for i, dataset in enumerate(self.datasets)}
+
+
+def mean_of_parts(parts: Sequence[Metrics]) -> Metrics:
+    """Mean of each metric over equal parts of a batch, leaving NaN out."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([part[name].detach().float() for part in parts]).nanmean() for name in parts[0]}

@@ -14,7 +14,7 @@ from torch import Tensor
 from pairvpr_dist.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, DeviceAugment, random_masks
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.models.patches import normalised_patches, patchify, unpatchify
+from pairvpr_dist.models.patches import normalised, patchify, take_rows, unpatchify
 from pairvpr_dist.objectives.base import Metrics, Objective
 from pairvpr_dist.settings import PATCH, AugmentConfig, MaskedModellingConfig
 
@@ -31,13 +31,14 @@ class MaskedModelling(Objective):
         self, model: PairVPR, config: MaskedModellingConfig, augment: AugmentConfig, datasets: Sequence[str]
     ) -> None:
         super().__init__(model, datasets)
-        self.mask_ratio = config.mask_ratio
+        self.config = config
+        if config.drop_hidden:  # then its place is above the encoder's blocks, frozen or not
+            model.encoder.mask_token.requires_grad_(True)
         self.augment = DeviceAugment(augment.colour_jitter)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Loss over the hidden patches of the first views; see `Objective`."""
-        image, other, mask = self.views(batch)
-        losses = self.losses(self.model.reconstruct(image, mask, other), image, mask)
+        losses = self.losses(*self.views(batch))
         return losses.mean(), self.loss_per_dataset(losses, batch.datasets)
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,32 +46,37 @@ class MaskedModelling(Objective):
         with torch.no_grad():
             image, other = self.augment(batch).unbind(dim=1)
         patches = (image.shape[-1] // PATCH) * (image.shape[-2] // PATCH)
-        return image, other, random_masks(batch.keys[:, 0], patches, self.mask_ratio)
+        return image, other, random_masks(batch.keys[:, 0], patches, self.config.mask_ratio)
 
-    def losses(self, prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, image: Tensor, other: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (P, M, 588) of the hidden patches, and their rows (P, M)."""
+        hidden = int(self.config.mask_ratio * mask.shape[1])  # as `random_masks` counts; to look would be to wait
+        return self.model.reconstruct_hidden(image, mask, other, hidden, drop=self.config.drop_hidden)
+
+    def losses(self, image: Tensor, other: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error (P,) over each place's hidden patches; all places hide equally many."""
-        errors = (prediction.float() - normalised_patches(image)).square().mean(dim=-1)
-        return (errors * mask).sum(dim=1) / mask.sum(dim=1)
+        predicted, rows = self.predict(image, other, mask)
+        target = normalised(take_rows(patchify(image), rows))
+        return (predicted.float() - target).square().mean(dim=(1, 2))
 
     @torch.no_grad()
     def validate(self, batch: Batch, step: int) -> Metrics:
         """Loss, and the cross-view gain: loss with another place's second view minus loss with the right one."""
         image, other, mask = self.views(batch)
-        right = self.losses(self.model.reconstruct(image, mask, other), image, mask).mean()
-        wrong = self.losses(self.model.reconstruct(image, mask, other.roll(1, dims=0)), image, mask).mean()
+        right = self.losses(image, other, mask).mean()
+        wrong = self.losses(image, other.roll(1, dims=0), mask).mean()
         return {"loss": right, "cross_view_gain": wrong - right}
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> Tensor:
         """One row a place: the first view as the model sees it, its prediction, the first view, the second view."""
-        image, other, mask = self.views(batch)
-        predicted = self.model.reconstruct(image, mask, other)
-        image, other, mask, predicted = (t[:PICTURED] for t in (image, other, mask, predicted))
+        image, other, mask = (t[:PICTURED] for t in self.views(batch))
+        predicted, rows = self.predict(image, other, mask)
         patches = patchify(image)
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        hidden = mask.unsqueeze(-1)
-        seen = torch.where(hidden, torch.zeros_like(patches), patches)
-        filled = torch.where(hidden, predicted.float() * variance.sqrt() + mean, patches)
+        variance, mean = torch.var_mean(take_rows(patches, rows), dim=-1, keepdim=True)
+        places = rows.unsqueeze(-1).expand_as(predicted)
+        seen = patches.masked_fill(mask.unsqueeze(-1), 0)
+        filled = patches.scatter(1, places, predicted.float() * variance.sqrt() + mean)
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
         columns = [unpatchify(seen, grid), unpatchify(filled, grid), image, other]
         return _to_uint8(torch.cat(columns, dim=-1)).permute(1, 0, 2, 3).flatten(1, 2)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pairvpr_dist.data.augmentation import DeviceAugment
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import fetch_rows, gather, gather_with_gradient, rank, world_size
-from pairvpr_dist.models.encoder import recomputed
+from pairvpr_dist.models.blocks import recomputed
 from pairvpr_dist.models.pair_vpr import Description, PairVPR
 from pairvpr_dist.objectives.base import STEADY, Metrics, Objective
 from pairvpr_dist.objectives.named_losses import build_loss, build_miner

@@ -96,9 +96,8 @@ def diagnose(engine: Engine, batch: Batch, step: int, names: list[str]) -> Findi
 
     batch: this rank's, on the device; names: of its places.
     """
-    with Observer(engine.objective, refuse=True) as observer:
-        loss, _ = engine.forward(batch, step)
-        applied = engine.step(loss)
+    with engine.uncompiled(), Observer(engine.objective, refuse=True) as observer:
+        loss, _, applied = engine.train_on(batch, step)
     assert not applied, "a gradient of NaN was taken for an update"
     return conclude(gather_objects(observer.sighting(loss, batch, names)))
 

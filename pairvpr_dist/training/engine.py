@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,45 +24,17 @@ from torch.nn.utils import get_total_norm
 
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import gather_to_rank_0, rank, world_size
-from pairvpr_dist.objectives.base import Metrics, Objective
+from pairvpr_dist.objectives.base import Metrics, Objective, mean_of_parts
 from pairvpr_dist.settings import TrainingConfig
 from pairvpr_dist.training.checkpoint import WEIGHT
+from pairvpr_dist.training.deepspeed_config import compiled_blocks, deepspeed_config, uses_bf16
+from pairvpr_dist.training.hangs import BACKWARD, FORWARD
 from pairvpr_dist.training.optimizer import build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-BUCKET = 50_000_000  # numbers per bucket of gradient reduction and parameter gathering
 
 for name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def uses_bf16(config: TrainingConfig) -> bool:
-    """bf16 where asked for, or on a GPU when the precision is left to us."""
-    return config.train.precision == "bf16" or (config.train.precision == "auto" and torch.cuda.is_available())
-
-
-def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run. Pure."""
-    return {
-        "train_micro_batch_size_per_gpu": config.data.places_per_batch // world,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optim.clip_grad_norm,  # DeepSpeed's own default is 1.0
-        "zero_optimization": {
-            "stage": config.train.zero_stage,
-            "contiguous_gradients": True,
-            "overlap_comm": torch.cuda.is_available(),
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_param_persistence_threshold": 100_000,
-        },
-        "bf16": {"enabled": bf16, "check_grad_overflow": True},
-        "fp16": {"enabled": False},
-        "communication_data_type": "fp32",  # gradients would travel in bf16
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
 
 
 def even_share(numbers: int, rank: int, world: int) -> range:
@@ -93,6 +66,9 @@ class Engine:
         masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if bf16 else {}
         self._optimizer = build_optimizer(model, config.optim)
         self._plain_norm: Tensor | None = None
+        self._parts = config.train.accumulate
+        self._checkpointing, self._compiled = config.train.checkpointing, compiled_blocks(config)
+        model.run_blocks(self._checkpointing, self._compiled)
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimizer,
@@ -115,20 +91,52 @@ class Engine:
         """Parameter groups, as `set_rates` writes them."""
         return self.engine.optimizer.param_groups
 
+    def train_on(
+        self, batch: Batch, step: int, at: Callable[[str], None] = lambda phase: None
+    ) -> tuple[Tensor, Metrics, bool]:
+        """One step at global step `step`: loss and metrics of this rank's batch, on the device, and `step`'s answer.
+
+        The batch passes in `train.accumulate` parts. `at`: told of FORWARD and BACKWARD before each of them begins.
+        """
+        found: list[Metrics] = []
+        applied = False
+        for part in batch.parts(self._parts):
+            at(FORWARD)
+            loss, metrics = self.forward(part, step)
+            at(BACKWARD)
+            found.append({"loss": loss.detach(), **metrics})
+            applied = self.step(loss)
+        whole = mean_of_parts(found)
+        return whole.pop("loss"), whole, applied
+
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of this rank's batch at global step `step`."""
+        """Loss and metrics of a part of this rank's batch at global step `step`."""
+        if self._compiled == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         return self.engine(batch, step)
 
     def step(self, loss: Tensor) -> bool:
-        """Backward and update. False when the update was skipped for a gradient that is not finite."""
+        """Backward and, after the last part of a batch, update.
+
+        False when there was none, or when it was skipped for a gradient that is not finite.
+        """
         self.engine.backward(loss)
-        if self.engine.optimizer is self._optimizer:  # fp32 without ZeRO: DeepSpeed does not look at the gradient
+        plain = self.engine.optimizer is self._optimizer  # fp32 without ZeRO: DeepSpeed does not look at the gradient
+        if plain and self.engine.is_gradient_accumulation_boundary():
             self._plain_norm = get_total_norm([p.grad for _, p in self._trained() if p.grad is not None])
             if not self._plain_norm.isfinite():
                 self.engine.zero_grad()
+                self.engine.micro_steps += 1  # as `step` does
                 return False
         self.engine.step()
         return self.engine.was_step_applied()
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run blocks as they are inside the block, so that hooks on their modules are called."""
+        self.objective.model.run_blocks(self._checkpointing)
+        yield
+        self.objective.model.run_blocks(self._checkpointing, self._compiled)
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradient before clipping; not finite when the update was skipped."""

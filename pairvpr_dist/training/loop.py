@@ -25,7 +25,7 @@ from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import export, facts_of_start, facts_of_step
 from pairvpr_dist.training.guards import BadPlaces, Guard, Rewind, investigate
-from pairvpr_dist.training.hangs import BACKWARD, DATA, FORWARD, SAVE, START
+from pairvpr_dist.training.hangs import DATA, FORWARD, SAVE, START
 from pairvpr_dist.training.history import ENDED, REWOUND, SIGNALLED, STARTED, STOPPED, add_event
 from pairvpr_dist.training.monitor import Monitor
 from pairvpr_dist.training.optimizer import set_rates
@@ -176,13 +176,12 @@ def train_step(
     """One step: the progress after it, and its metrics, which stay on the device. Raises what a guard decides."""
     step = progress.step
     set_rates(engine.groups, run.schedule, step)
-    run.watchdog.at(FORWARD, step)
-    on_device = batch.to(engine.device)
-    monitor.forward.start()
-    loss, metrics = engine.forward(on_device, step)
-    monitor.forward.stop()
-    run.watchdog.at(BACKWARD, step)
-    applied = engine.step(loss)
+
+    def at(phase: str) -> None:
+        run.watchdog.at(phase, step)
+        monitor.forward.start() if phase == FORWARD else monitor.forward.stop()
+
+    loss, metrics, applied = engine.train_on(batch.to(engine.device), step, at)
     if not applied:
         run.watchdog.at(SAVE, step)  # it takes longer than a step
         run.saver.wait()  # the guard looks for the last good checkpoint
@@ -190,7 +189,7 @@ def train_step(
     progress = replace(progress, step=step + 1, skipped_steps=progress.skipped_steps + (not applied))
     run.guard.check_update(progress.step, applied, progress.rewinds)
     progress = replace(progress, skipped_in_a_row=run.guard.in_a_row)
-    return progress, {"loss": loss.detach(), **metrics}
+    return progress, {"loss": loss, **metrics}
 
 
 def at_border(

@@ -18,7 +18,7 @@ from pairvpr_dist.costs.memory import Numbers, activation_bytes_per_place, count
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
-from pairvpr_dist.training.engine import deepspeed_config, uses_bf16
+from pairvpr_dist.training.deepspeed_config import deepspeed_config, uses_bf16
 
 GIB = 2**30
 USABLE = 0.9  # of the memory; the rest is kernels' work space and gaps

@@ -33,8 +33,9 @@ from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.objectives.base import Objective
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.training.deepspeed_config import uses_bf16
 from pairvpr_dist.training.diagnosis import NOWHERE, Event, Finding, Observer, Sighting, conclude
-from pairvpr_dist.training.engine import Engine, uses_bf16
+from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.facts import commit
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def _rerun(objective: Objective, batch: Batch, step: int, names: list[str]) -> R
     if isinstance(objective, MaskedModelling):
         with torch.no_grad():
             image, other, mask = objective.views(batch)
-            losses = objective.losses(objective.model.reconstruct(image, mask, other), image, mask).tolist()
+            losses = objective.losses(image, other, mask).tolist()
     return Rerun(observer.sighting(loss, batch, names), observer.events, losses)
 
 

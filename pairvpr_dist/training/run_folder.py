@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 FREE_KEYS = {
     "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
+    "train.accumulate", "train.checkpointing", "train.compile",
     "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
     "train.best_metric", "train.best_is", "train.early_stop", "train.self_check", "train.max_skipped_steps",
     "train.max_rewinds", "train.hang_timeout", "train.profile_steps", "train.wandb", "data.max_bad_places",
@@ -151,6 +152,10 @@ def check_shares(config: TrainingConfig) -> None:
     """That a batch can be dealt out over the processes; needs no shards."""
     processes = config.launch.processes
     rank_columns(config.data.places_per_batch, 0, processes)
+    share, parts = config.data.places_per_batch // processes, config.train.accumulate
+    if share % parts:
+        raise UserError(f"train.accumulate={parts}: must divide the {share} places of a process "
+                        f"(data.places_per_batch={config.data.places_per_batch} over {processes})")  # fmt: skip
     if config.stage == "stage2" and config.data.places_per_batch < 2:
         raise UserError("data.places_per_batch=1: stage 2 needs at least 2 places in a batch to find negatives")
 

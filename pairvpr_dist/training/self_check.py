@@ -56,8 +56,8 @@ def _step_and_save(config: TrainingConfig, place: Path, loader: EpochLoader, sch
     engine, _ = start_or_resume(config, None, loader.datasets)
     batch = next(loader.batches(0, 1))
     set_rates(engine.groups, schedule, schedule.warmup_steps)  # at step 0 of a warm-up nothing would move
-    loss, _ = engine.forward(batch.to(engine.device), 0)
-    if not engine.step(loss):
+    loss, _, applied = engine.train_on(batch.to(engine.device), 0)
+    if not applied:
         raise UserError(
             f"self-check: the gradient of the first step is not finite (loss {loss.item()}); look at init.encoder and "
             "init.model, or try train.precision=fp32"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pairvpr_dist import PairVPR
-from pairvpr_dist.models.patches import normalised_patches
+from pairvpr_dist.models.patches import normalised, patchify
 from pairvpr_dist.models.weights import load_pretrained
 from pairvpr_dist.settings import PATCH
 
@@ -51,7 +51,7 @@ def test_stage1_reconstruction_and_loss(files: list[Path]) -> None:
     with torch.no_grad():
         prediction = model.reconstruct(image, mask, other)
     assert_close("stage1_pred", prediction[:, ::7, ::13])
-    error = (prediction - normalised_patches(image)).square().mean(-1)
+    error = (prediction - normalised(patchify(image))).square().mean(-1)
     assert_close("stage1_loss", error[mask].mean())
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairvpr_dist.models.patches import normalised_patches, patchify, resize_positions, sincos_positions, unpatchify
+from pairvpr_dist.models.patches import normalised, patchify, resize_positions, sincos_positions, unpatchify
 from pairvpr_dist.settings import PATCH
 
 sides = st.integers(1, 5)
@@ -34,13 +34,13 @@ def test_numbers_run_over_row_column_channel(row: int, column: int, channel: int
 
 
 def test_targets_have_mean_0_and_unbiased_variance_1() -> None:
-    targets = normalised_patches(torch.rand(2, 3, 28, 28) * 7 + 3)
+    targets = normalised(patchify(torch.rand(2, 3, 28, 28) * 7 + 3))
     torch.testing.assert_close(targets.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.var(-1, unbiased=True), torch.ones(2, 4), atol=1e-4, rtol=0)
 
 
 def test_targets_of_a_plain_patch_are_0_and_of_half_precision_are_fp32() -> None:
-    targets = normalised_patches(torch.full((1, 3, 14, 14), 0.5, dtype=torch.bfloat16))
+    targets = normalised(patchify(torch.full((1, 3, 14, 14), 0.5, dtype=torch.bfloat16)))
     assert targets.dtype == torch.float32
     assert torch.equal(targets, torch.zeros(1, 1, 588))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairvpr_dist import PairVPR
 from pairvpr_dist.data.loader import Batch
+from pairvpr_dist.models.patches import hidden_first, normalised, patchify, take_rows, unpatchify
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
 from pairvpr_dist.settings import AugmentConfig, MaskedModellingConfig
 
@@ -32,7 +33,7 @@ def make_batch(places: int = 4, size: int = 70) -> Batch:
 def objective(model: PairVPR) -> MaskedModelling:
     own = PairVPR(model.config)
     own.load_state_dict(model.state_dict())
-    return MaskedModelling(own, MaskedModellingConfig(mask_ratio=0.9), AUGMENT, ["land", "sea"])
+    return MaskedModelling(own, MaskedModellingConfig(mask_ratio=0.9, drop_hidden=False), AUGMENT, ["land", "sea"])
 
 
 def plain_loss(prediction: Tensor, image: Tensor, mask: Tensor) -> float:
@@ -59,15 +60,54 @@ def test_the_loss_is_the_definition(objective: MaskedModelling) -> None:
     assert float(loss) == pytest.approx(plain_loss(prediction, image, mask), rel=1e-5)
 
 
-def test_only_hidden_patches_count(objective: MaskedModelling) -> None:
-    image, _, mask = objective.views(make_batch())
-    prediction = torch.randn(4, 25, 588)
-    losses = objective.losses(prediction, image, mask)
-    noise = torch.randn_like(prediction)
-    assert torch.equal(objective.losses(prediction + noise * ~mask[..., None], image, mask), losses)
-    hidden = mask.float().argmax(dim=1)  # one hidden patch of each place
-    prediction[torch.arange(4), hidden] += 1
-    assert (objective.losses(prediction, image, mask) != losses).all()
+def straightforward_loss(objective: MaskedModelling, batch: Batch) -> Tensor:
+    """Each view by itself, all patches predicted, those that are not hidden left out afterwards."""
+    model = objective.model
+    image, other, mask = objective.views(batch)
+    x = model.encoder(image, mask)[1]
+    predicted = model.pixel_head(model.decoder(x, model.encoder(other)[1], with_class_token=False))
+    errors = (predicted - normalised(patchify(image))).square().mean(dim=-1)
+    return (errors * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_loss_and_gradients_are_those_of_a_straightforward_step(
+    objective: MaskedModelling, frozen: int, checkpointing: str
+) -> None:
+    torch.manual_seed(0)
+    model = PairVPR(replace(objective.model.config, frozen_blocks=frozen))
+    objective = MaskedModelling(model, MaskedModellingConfig(mask_ratio=0.9, drop_hidden=False), AUGMENT, [])
+    batch = make_batch()
+    plain = straightforward_loss(objective, batch)
+    plain.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.run_blocks(checkpointing)
+    loss, _ = objective(batch, 0)
+    loss.backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_dropped_patches_are_not_looked_at_and_their_token_is_trained(objective: MaskedModelling) -> None:
+    model = PairVPR(replace(objective.model.config, frozen_blocks=2))
+    dropping = MaskedModelling(model, MaskedModellingConfig(mask_ratio=0.9, drop_hidden=True), AUGMENT, [])
+    image, other, mask = dropping.views(make_batch())
+    with torch.no_grad():
+        rows = dropping.predict(image, other, mask)[1]
+        assert torch.equal(torch.zeros_like(mask).scatter(1, rows, True), mask)
+        hidden = unpatchify(mask.float().unsqueeze(-1).expand(-1, -1, 588), (5, 5)).bool()
+        noise = torch.where(hidden, torch.randn_like(image), image)
+        assert torch.equal(dropping.predict(image, other, mask)[0], dropping.predict(noise, other, mask)[0])
+        seen = torch.where(hidden, image, torch.randn_like(image))
+        assert not torch.allclose(dropping.predict(image, other, mask)[0], dropping.predict(seen, other, mask)[0])
+    dropping(make_batch(), 0)[0].backward()
+    assert model.encoder.mask_token.grad is not None
+    assert model.encoder.mask_token.grad.any()
 
 
 def test_gradients_reach_encoder_decoder_and_head_alone(objective: MaskedModelling) -> None:
@@ -119,20 +159,19 @@ def test_the_cross_view_gain_is_the_loss_with_a_wrong_second_view_less_that_with
     batch.images[:, 1] = batch.images[:, 0]
     batch.keys[:, 1] = batch.keys[:, 0]
 
-    def copy_the_other(image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
-        from pairvpr_dist.models.patches import normalised_patches
+    def copy_the_other(image: Tensor, mask: Tensor, other: Tensor, hidden: int, *, drop: bool) -> tuple[Tensor, Tensor]:
+        rows = hidden_first(mask)[:, :hidden]
+        return normalised(take_rows(patchify(other), rows)), rows
 
-        return normalised_patches(other)
-
-    monkeypatch.setattr(objective.model, "reconstruct", copy_the_other)
+    monkeypatch.setattr(objective.model, "reconstruct_hidden", copy_the_other)
     metrics = objective.validate(batch, 0)
     assert float(metrics["loss"]) == pytest.approx(0, abs=1e-6)
     assert float(metrics["cross_view_gain"]) == pytest.approx(2, rel=0.1)  # two independent normalised patches
 
-    def blind(image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
-        return torch.zeros(4, 25, 588)
+    def blind(image: Tensor, mask: Tensor, other: Tensor, hidden: int, *, drop: bool) -> tuple[Tensor, Tensor]:
+        return torch.zeros(4, hidden, 588), hidden_first(mask)[:, :hidden]
 
-    monkeypatch.setattr(objective.model, "reconstruct", blind)
+    monkeypatch.setattr(objective.model, "reconstruct_hidden", blind)
     assert float(objective.validate(batch, 0)["cross_view_gain"]) == 0
 
 

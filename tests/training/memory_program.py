@@ -18,7 +18,7 @@ from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.files import write_json
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training import engine as training_engine
+from pairvpr_dist.training import deepspeed_config
 from pairvpr_dist.training.engine import Engine
 from pairvpr_dist.training.starting import initial_model
 
@@ -60,7 +60,7 @@ def row(shards: Path, precision: str, zero: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     shards, report = map(Path, sys.argv[1:])
-    training_engine.BUCKET = BUCKET
+    deepspeed_config.BUCKET = BUCKET
     distributed.start()
     rows = [row(shards, precision, zero) for precision in ("fp32", "bf16") for zero in range(4)]
     if distributed.rank() == 0:

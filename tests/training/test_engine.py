@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import run_program, small_config
 
-from pairvpr_dist.training.engine import deepspeed_config, even_share, uses_bf16
+from pairvpr_dist.training.deepspeed_config import deepspeed_config, uses_bf16
+from pairvpr_dist.training.engine import even_share
 
 Rows = dict[tuple[str, int], dict[str, Any]]
 KINDS = [(precision, zero) for precision in ("fp32", "bf16") for zero in range(4)]

@@ -1,0 +1,49 @@
+"""DeepSpeed's configuration of a run: a pure function, without DeepSpeed, which is slow to import.
+
+Contract: every DeepSpeed default that changes training is set explicitly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pairvpr_dist.costs.zero import BUCKET, SMALL
+from pairvpr_dist.settings import TrainingConfig
+
+
+def uses_bf16(config: TrainingConfig) -> bool:
+    """bf16 where asked for, or on a GPU when the precision is left to us."""
+    return config.train.precision == "bf16" or (config.train.precision == "auto" and torch.cuda.is_available())
+
+
+def compiled_blocks(config: TrainingConfig) -> str:
+    """What `train.compile` comes to: off, blocks or graphs. ZeRO-3's hooks break a compiled block into pieces."""
+    if config.train.compile != "auto":
+        return config.train.compile
+    return "blocks" if torch.cuda.is_available() and config.train.zero_stage < 3 else "off"
+
+
+def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run. Pure."""
+    return {
+        "train_micro_batch_size_per_gpu": config.data.places_per_batch // world // config.train.accumulate,
+        "gradient_accumulation_steps": config.train.accumulate,
+        "gradient_clipping": config.optim.clip_grad_norm,  # DeepSpeed's own default is 1.0
+        "zero_optimization": {
+            "stage": config.train.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_param_persistence_threshold": SMALL,
+        },
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        "fp16": {"enabled": False},
+        "communication_data_type": "fp32",  # gradients would travel in bf16
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from pairvpr_dist.costs.zero import BUCKET, SMALL
 from pairvpr_dist.models.blocks import recomputed
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
@@ -46,6 +47,28 @@ class ModelState:
     def total(self) -> float:
         """All of it."""
         return self.parameters + self.gradients + self.optimizer + self.buckets
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of one rank at its worst moment."""
+
+    state: ModelState
+    activations: float  # kept from forward to backward
+    working: float  # what the backward pass needs beside them
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.state.total + self.activations + self.working
+
+
+def process_memory(config: TrainingConfig, bf16: bool, overlap: bool) -> ProcessMemory:
+    """What each of `launch.processes` ranks needs for a step; `overlap`: DeepSpeed's overlap_comm, on with a GPU."""
+    world = config.launch.processes
+    places = config.data.places_per_batch / world / config.train.accumulate
+    state = model_state(count_numbers(config, SMALL), config.train.zero_stage, world, bf16, BUCKET, overlap)
+    return ProcessMemory(state, places * activation_bytes_per_place(config, bf16), 0.0)
 
 
 def count_numbers(config: TrainingConfig, small_below: int) -> Numbers:

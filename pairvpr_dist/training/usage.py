@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 import psutil
 import torch
 
-from pairvpr_dist.costs.gpus import peak_flops
+from pairvpr_dist.costs.hardware import peak_flops
 from pairvpr_dist.distributed import gather
 
 GIB = 2**30

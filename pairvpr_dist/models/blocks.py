@@ -26,6 +26,7 @@ PRODUCTS = [
     aten._scaled_dot_product_cudnn_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
+RECOMPILE_LIMIT = 32
 MODES = {"blocks": None, "graphs": "reduce-overhead"}  # of torch.compile
 
 
@@ -47,6 +48,11 @@ class BlockRunner:
         run = ways[checkpointing]
         # One function for all blocks, which takes the block as an argument, so that it is compiled once for all.
         if compiled != "off":
+            import torch._dynamo  # two seconds, for nothing where blocks are not compiled
+
+            # Frozen and trained blocks, the first one trained, encoder and decoder, and chunks that are not equally
+            # large are compiled each by itself; torch goes on without compilation, in silence, after 8.
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
             run = torch.compile(run, mode=MODES[compiled], dynamic=False)
         self._run = run
 

@@ -27,12 +27,15 @@ def compiled_blocks(config: TrainingConfig) -> str:
 
 def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:
     """The DeepSpeed configuration of a run. Pure."""
+    zero, parts = config.train.zero_stage, config.train.accumulate
+    # Parts of a batch are summed in fp32 where DeepSpeed can: below ZeRO-2 its optimizers sum in the gradients' type.
+    sums = "fp32" if bf16 and parts > 1 and zero > 1 else None
     return {
-        "train_micro_batch_size_per_gpu": config.data.places_per_batch // world // config.train.accumulate,
-        "gradient_accumulation_steps": config.train.accumulate,
+        "train_micro_batch_size_per_gpu": config.data.places_per_batch // world // parts,
+        "gradient_accumulation_steps": parts,
         "gradient_clipping": config.optim.clip_grad_norm,  # DeepSpeed's own default is 1.0
         "zero_optimization": {
-            "stage": config.train.zero_stage,
+            "stage": zero,
             "contiguous_gradients": True,
             "overlap_comm": torch.cuda.is_available(),
             "reduce_bucket_size": BUCKET,
@@ -42,6 +45,7 @@ def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str
         },
         "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": sums},
         "communication_data_type": "fp32",  # gradients would travel in bf16
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,

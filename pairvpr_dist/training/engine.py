@@ -133,7 +133,7 @@ class Engine:
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Run blocks as they are inside the block, so that hooks on their modules are called."""
+        """Run transformer blocks as they are inside the `with`, so that hooks on their modules are called."""
         self.objective.model.run_blocks(self._checkpointing)
         yield
         self.objective.model.run_blocks(self._checkpointing, self._compiled)

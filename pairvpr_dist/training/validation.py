@@ -71,12 +71,13 @@ def measure_objective(
     """Metrics and a picture of all validation places but a remainder below one global batch."""
     loader = validation_loader(config, rank(), world_size())
     window = []
-    for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
-        watchdog.at(VALIDATE, step)
-        batch = batch.to(engine.device)
-        window.append(engine.objective.validate(batch, step))
-        if i == 0 and (picture := engine.objective.picture(batch)) is not None:
-            monitor.show(step, picture)
+    with engine.uncompiled():  # batches of other sizes would each be compiled anew
+        for i, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
+            watchdog.at(VALIDATE, step)
+            batch = batch.to(engine.device)
+            window.append(engine.objective.validate(batch, step))
+            if i == 0 and (picture := engine.objective.picture(batch)) is not None:
+                monitor.show(step, picture)
     bad_places.gather(loader)
     return mean_over_ranks(window)
 

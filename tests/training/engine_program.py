@@ -97,6 +97,39 @@ def observe(shards: Path, precision: str, zero: int, left: State | None) -> tupl
     }, last
 
 
+def in_parts(shards: Path, precision: str, zero: int) -> dict[str, Any]:
+    """A step in parts beside the same step at once, and a refused one; see `Engine.train_on`."""
+    moved: dict[int, dict[str, torch.Tensor]] = {}
+    answers: list[bool] = []
+    for parts in (1, 3):
+        config = small_config("stage1", shards, Path("unused"), [
+            f"train.zero_stage={zero}", f"train.precision={precision}", f"train.accumulate={parts}",
+        ])  # fmt: skip
+        loader = EpochLoader(
+            config.data, config.model.image_size, config.seed, distributed.rank(), distributed.world_size()
+        )
+        engine, _ = start_or_resume(config, None, loader.datasets)
+        batch = next(loader.batches(0, 1))
+        set_rates(engine.groups, make_schedule(config, loader.steps_per_epoch), STEP)
+        before = gathered(engine).tensors
+        answers.append(engine.train_on(batch, STEP)[2])
+        after = gathered(engine).tensors
+        moved[parts] = {key: after[key] - before[key] for key in after if key.startswith("exp_avg/")}
+        with torch.no_grad():
+            engine.objective.model.pixel_head.bias.fill_(float("nan"))
+        answers.append(engine.train_on(batch, STEP)[2])
+        answers.append(engine.updates() == 1)
+        engine.close()
+    whole, summed = (torch.cat(list(moved[parts].values())) for parts in (1, 3))
+    return {
+        "precision": precision,
+        "zero": zero,
+        "answers": answers,
+        "size": float(whole.norm()),
+        "deviation": float((summed - whole).norm() / whole.norm()),
+    }
+
+
 def left_by_closed(shards: Path, zero: int) -> int:
     """How much of an engine that has made a step is still in memory when it has been closed, as the self-check's is."""
     config = small_config("stage2", shards, Path("unused"), [f"train.zero_stage={zero}"])
@@ -121,6 +154,8 @@ def main() -> None:
             rows.append(row)
     for row in rows[:4]:
         row["left by a closed engine"] = left_by_closed(shards, row["zero"])
+    for row in rows:
+        row["in parts"] = in_parts(shards, row["precision"], row["zero"])
     if distributed.rank() == 0:
         write_json(report, rows)
     distributed.stop()

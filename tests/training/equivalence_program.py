@@ -18,8 +18,10 @@ from pairvpr_dist.training.signals import StopFlag
 STEPS = 4
 VARIANTS = {
     "stage1": ("stage1", []),
+    "stage1 in parts": ("stage1", ["train.checkpointing=full"]),  # one place each
+    "stage1 dropped": ("stage1", ["objective.drop_hidden=true", "train.checkpointing=selective"]),
     "stage2": ("stage2", []),
-    "stage2 in chunks": ("stage2", ["objective.chunks=3"]),
+    "stage2 in chunks": ("stage2", ["objective.chunks=3", "train.checkpointing=selective"]),
 }
 
 
@@ -29,7 +31,8 @@ def main() -> None:
     flag = StopFlag()
     for variant, (stage, own) in VARIANTS.items():
         for zero in range(4):
-            changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}", *own]
+            parts = 6 // distributed.world_size() if "parts" in variant else 1
+            changes = [f"train.max_steps={STEPS}", f"train.zero_stage={zero}", f"train.accumulate={parts}", *own]
             config = small_config(stage, Path(shards), Path(out) / variant / f"zero-{zero}", changes)
             folder = stage_folder(config)
             folder.mkdir(parents=True, exist_ok=True)  # every rank passes here

@@ -72,6 +72,14 @@ def test_the_gradient_norm_is_known(rows: Rows, kind: tuple[str, int]) -> None:
     assert 0 < rows[kind]["gradient_norm"] < 10  # NaN and infinity fail too
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(rows: Rows, kind: tuple[str, int]) -> None:
+    row = rows[kind]["in parts"]
+    assert row["answers"] == [True, False, True] * 2
+    assert row["size"] > 0
+    assert row["deviation"] < (1e-5 if kind[0] == "fp32" else 2e-2)
+
+
 def test_defaults_of_deepspeed_that_change_training_are_set() -> None:
     config = small_config("stage1", Path("none"), Path("unused"), ["optim.clip_grad_norm=0", "train.zero_stage=3"])
     settings = deepspeed_config(config, bf16=True, world=3)

@@ -61,7 +61,8 @@ def _cancels_in_softmax(name: str) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_is_the_same_at_every_zero_stage_and_world_size(runs: Runs, variant: str, world: int, zero: int) -> None:
     stage = VARIANTS[variant][0]
-    check_same(runs[variant, world, zero], runs[stage, 1, 0], stage)
+    reference = variant if "dropped" in variant else stage  # another model than the others, and the same at any size
+    check_same(runs[variant, world, zero], runs[reference, 1, 0], stage)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

@@ -73,7 +73,8 @@ def evaluate_untrained(training: Any, evaluation: Any, folder: Path) -> None:
     import torch
 
     from pairvpr_dist import PairVPR
-    from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model
+    from pairvpr_dist.retrieval.evaluate import evaluate_model
+    from pairvpr_dist.retrieval.results import RESULTS
 
     model, out = folder / "untrained", folder / "eval-untrained"
     if not model.exists():
@@ -85,7 +86,7 @@ def evaluate_untrained(training: Any, evaluation: Any, folder: Path) -> None:
 
 def summary(folder: Path) -> str:
     """What the run learned, in five lines, from the files it wrote."""
-    from pairvpr_dist.retrieval.evaluate import RESULTS
+    from pairvpr_dist.retrieval.results import RESULTS
 
     untrained, trained = (
         next(iter(read_json(folder / name / RESULTS, "the results of an evaluation")["ground_truths"].values()))

@@ -90,8 +90,8 @@ def checkable(configs: Sequence[Any]) -> list[Any]:
 def check_evaluation(config: EvalRunConfig) -> None:
     """That there is data to evaluate on, and that <run>/eval is new, empty or this very evaluation's."""
     from pairvpr_dist.files import read_json
-    from pairvpr_dist.retrieval.evaluate import RESULTS
     from pairvpr_dist.retrieval.protocols import load_protocol
+    from pairvpr_dist.retrieval.results import RESULTS
 
     load_protocol(config.eval.protocol, config.eval.data, config.eval.positive_distance)
     out = Path(config.run) / "eval"
@@ -133,7 +133,8 @@ def run_evaluation(config: EvalRunConfig) -> None:
 
 def is_evaluated(config: EvalRunConfig) -> bool:
     """Whether <run>/eval holds these results; `UserError` when they are those of other weights."""
-    from pairvpr_dist.retrieval.evaluate import RESULTS, read_results, weights_digest
+    from pairvpr_dist.retrieval.evaluate import weights_digest
+    from pairvpr_dist.retrieval.results import RESULTS, read_results
     from pairvpr_dist.retrieval.work import work_folder
 
     out = Path(config.run) / "eval"
@@ -148,9 +149,8 @@ def is_evaluated(config: EvalRunConfig) -> bool:
 
 def tell_evaluation(config: EvalRunConfig) -> None:
     """Print the results, and write the run's report."""
-    from pairvpr_dist.retrieval.evaluate import read_results
     from pairvpr_dist.retrieval.report import rewrite_report
-    from pairvpr_dist.retrieval.results import summary
+    from pairvpr_dist.retrieval.results import read_results, summary
 
     print(summary(read_results(Path(config.run) / "eval")))
     print(f"report: {rewrite_report(Path(config.run))}")

@@ -85,7 +85,7 @@ def run_training(config: TrainingConfig, folder: Path) -> None:
 def run_evaluation_processes(config: EvalRunConfig) -> None:
     """Run the processes of an evaluation to its end; see `run_processes`."""
     from pairvpr_dist.config import to_dict
-    from pairvpr_dist.retrieval.evaluate import RESULTS
+    from pairvpr_dist.retrieval.results import RESULTS
     from pairvpr_dist.retrieval.work import blocks_done, work_folder
 
     out = Path(config.run) / config.stage

@@ -10,15 +10,10 @@ from pathlib import Path
 
 from pairvpr_dist.data.shard_format import MAX_IMAGES, Manifest
 from pairvpr_dist.errors import UserError, exit_on_user_error
-from shards.images import ImageOptions
 from shards.importers import folder, gldv2, gsv_cities, sfxl, synthetic
-from shards.join import join
 from shards.layout import Layout
 from shards.parallel import cores
 from shards.records import DROPPED_LIST, size_in_words
-from shards.repair import repair
-from shards.workspace import Workspace
-from shards.writer import Recipe, write_shards
 
 KINDS = {"folder": folder, "gsv-cities": gsv_cities, "sfxl": sfxl, "gldv2": gldv2, "synthetic": synthetic}
 EXAMPLES = """examples:
@@ -44,6 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     """Build, join or repair as the command line says, and print a table of what came of it."""
     args = _parser().parse_args(argv)
     started = time.monotonic()
+    # Heavy, with what decodes images: --help is instant without.
+    from shards.images import ImageOptions
+    from shards.join import join
+    from shards.repair import repair
+    from shards.workspace import Workspace
+    from shards.writer import Recipe, write_shards
+
     if args.kind == "join":
         print(summary(join(Workspace(args.out)), time.monotonic() - started))
         return

@@ -18,8 +18,8 @@ import numpy as np
 
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import replaced_when_done
-from pairvpr_dist.retrieval.evaluate import RESULTS, read_results
 from pairvpr_dist.retrieval.outcomes import NOWHERE, Outcomes, read_outcomes
+from pairvpr_dist.retrieval.results import RESULTS, read_results
 
 RESAMPLES = 10_000
 COVERED = (2.5, 97.5)  # percentiles that an interval reaches from and to

@@ -24,7 +24,7 @@ import torch
 from pairvpr_dist.config import to_dict
 from pairvpr_dist.distributed import from_rank_0, rank, world_size
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import new_folder, read_json, replaced_when_done, write_json
+from pairvpr_dist.files import new_folder, replaced_when_done, write_json
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.retrieval.calibration import fit_calibration
 from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, write_candidates, write_names
@@ -34,15 +34,13 @@ from pairvpr_dist.retrieval.outcomes import OUTCOMES, write_outcomes
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.rerank import order_by_score
 from pairvpr_dist.retrieval.rerank_blocks import rerank
-from pairvpr_dist.retrieval.results import figures, hits
+from pairvpr_dist.retrieval.results import FORMAT, RESULTS, figures, hits, read_results
 from pairvpr_dist.retrieval.submission import SUBMISSION, write_submission
 from pairvpr_dist.retrieval.work import owned_work, wait_for_all, work_folder
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT = "pairvpr-results/2"
-RESULTS = "results.json"
 SETS = ("database", "queries")
 LIKELY = 5  # candidates of a query that are looked at for its own file
 ONE_IMAGE = 1e-3  # descriptors of one image differ by less than this from an inner product of 1, whatever the rounding
@@ -118,14 +116,6 @@ def identity(describer: Describer, protocol: Protocol, config: EvalConfig, weigh
         "eval.index": config.index,
         "eval.index_effort": config.index_effort,
     }
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """What results.json of an evaluation holds. `UserError` for a file of another kind."""
-    results = read_json(folder / RESULTS, "the results of an evaluation")
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise UserError(f"{folder / RESULTS}: not of the format {FORMAT}; evaluate again")
-    return results
 
 
 def weights_digest(model: Path) -> str:

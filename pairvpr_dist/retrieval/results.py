@@ -1,16 +1,31 @@
-"""The figures of one evaluation: pure functions of candidates, scores and ground truth.
+"""The figures of one evaluation, pure functions of candidates, scores and ground truth; and results.json, their file.
 
 Contract: recall@N is the share, in per cent, of the counted queries with a positive among the first N. A query without
 any positive in a ground truth is counted as a failure or not at all, as the protocol has it; their number is given.
+No torch is loaded: who compares or shows results needs none.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json
 from pairvpr_dist.retrieval.protocols.protocol import Protocol
+
+FORMAT = "pairvpr-results/2"
+RESULTS = "results.json"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What results.json of an evaluation holds. `UserError` for a file of another kind."""
+    results = read_json(folder / RESULTS, "the results of an evaluation")
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise UserError(f"{folder / RESULTS}: not of the format {FORMAT}; evaluate again")
+    return results
 
 
 def hits(candidates: np.ndarray, positives: list[np.ndarray]) -> np.ndarray:

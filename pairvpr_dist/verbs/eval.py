@@ -44,8 +44,8 @@ def eval_(parser: argparse.ArgumentParser) -> Run:
 
     def run_eval(args: argparse.Namespace) -> None:
         from pairvpr_dist.config import load_config
-        from pairvpr_dist.retrieval.evaluate import RESULTS, evaluate_model
-        from pairvpr_dist.retrieval.results import summary
+        from pairvpr_dist.retrieval.evaluate import evaluate_model
+        from pairvpr_dist.retrieval.results import RESULTS, summary
 
         texts = {key: getattr(args, key) for key in ("model", "data", "protocol")}
         given = [f"eval.{key}={json.dumps(text)}" for key, text in texts.items() if text is not None]  # never as YAML

@@ -23,10 +23,9 @@ from pairvpr_dist.retrieval.compare import (
     write_changes,
 )
 from pairvpr_dist.retrieval.compare_text import as_text
-from pairvpr_dist.retrieval.evaluate import FORMAT
 from pairvpr_dist.retrieval.outcomes import OUTCOMES, first_ranks, write_outcomes
 from pairvpr_dist.retrieval.protocols import Protocol
-from pairvpr_dist.retrieval.results import figures
+from pairvpr_dist.retrieval.results import FORMAT, figures
 
 QUERIES = 60
 DATABASE = 30

@@ -5,8 +5,8 @@ which starts again from its last checkpoint that was written whole. While a chec
 stands still (`stall`); while it is written (`write`) training goes on, but cannot yet return to it.
 
 Young 1974, "A first order approximation to the optimum checkpoint interval"; Daly 2006, "A higher order estimate of the
-optimum checkpoint interval for restart dumps", whose model this is: with mean time between failures M, interval T, stall
-C and restart R, work of T seconds takes M exp(R / M) (exp((T + C) / M) - 1) on average.
+optimum checkpoint interval for restart dumps", whose model this is: with mean time between failures M, interval T, a
+stall C and restart R, work of T seconds takes M exp(R / M) (exp((T + C) / M) - 1) on average.
 """
 
 from __future__ import annotations

@@ -1,0 +1,217 @@
+"""A study from its file to its table and plots.
+
+Contract: points that are in the table are not run again, unless they failed and it is asked for; a study that was
+stopped or killed goes on by the same command. What a point measured is kept as soon as it has ended. Points that were
+submitted to SLURM are never run here: what has ended is read, and what waits is told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pairvpr_dist.errors import UserError
+from pairvpr_dist.files import read_json, sole_owner, write_json
+from pairvpr_dist.scaling.study import (
+    VALIDATION_SEED,
+    Point,
+    Study,
+    data_folders,
+    load_study,
+    make_points,
+    study_file,
+    swept_keys,
+)
+from pairvpr_dist.scaling.study_machine import library_memory, measure_machine
+from pairvpr_dist.scaling.study_plots import Drawn, draw_all
+from pairvpr_dist.scaling.study_points import GIB, PointError, read_point, run_point
+from pairvpr_dist.scaling.study_table import (
+    Row,
+    add_row,
+    read_rows,
+    row_of,
+    text_table,
+    with_efficiency,
+    with_predictions,
+    write_table,
+)
+from pairvpr_dist.training.run_folder import check_shares
+
+log = logging.getLogger(__name__)
+
+SUBMITTED = "jobs.jsonl"  # in a run's folder that launchers/slurm.py knows
+
+
+@dataclass
+class StudyRun:
+    """A study at work in its folder."""
+
+    study: Study
+    folder: Path
+    points: list[Point]
+    rates: dict[str, float] | None  # of this machine's processor; None where predictions are of a GPU, or are none
+
+    @property
+    def keys(self) -> list[str]:
+        """What its points differ in."""
+        return swept_keys(self.study)
+
+
+def run_study(name: str, out: Path, overrides: Sequence[str], cluster: str | None = None, retry: bool = False) -> None:
+    """Run the study `name`, a file or a name below configs/study, into `out`/NAME, and print its table.
+
+    `cluster`: submit the points to SLURM with this profile in place of running them here. `retry`: try points again
+    that failed. Raises `UserError`.
+    """
+    path = study_file(name)
+    folder = (out / path.stem).absolute()
+    study = load_study(path, overrides)
+    points = make_points(study, folder)
+    for point in points:
+        check_shares(point.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_owner(folder / "lock", "wait for it, or name another folder with --out"):
+        build_data(study, folder)
+        run = StudyRun(study, folder, points, machine_rates(study, folder, points))
+        left = collect(run, retry)
+        if cluster is None:
+            run_here(run, left)
+        else:
+            submit(run, left, cluster)
+        rows = finish(run)
+    waiting = len(points) - len(rows)
+    print(f"{study.title}\n{text_table(rows, run.keys)}")
+    print(f"written: {folder / 'table.csv'}, table.jsonl and plots/")
+    if waiting:
+        print(f"{waiting} of {len(points)} points have not ended; the same command reads what has ended by then")
+
+
+def build_data(study: Study, folder: Path) -> None:
+    """Render the cities of a study, those that are not there yet."""
+    if study.synthetic is None:
+        return
+    city = study.synthetic
+    own, held_out = data_folders(study, folder)
+    for where, places, seed in [
+        *((where, city.places, 0) for where in own),
+        *((where, city.validation_places, VALIDATION_SEED) for where in held_out),
+    ]:
+        if Path(where).exists():
+            continue
+        command = [sys.executable, "-m", "shards.build", "synthetic", "--places", str(places), "--views",
+                   str(city.views), "--size", str(city.size), "--seed", str(seed), "--out", where]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            told = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise UserError(f"{where}: the synthetic city was not built: {told[-1].removeprefix('error: ')}")
+
+
+def machine_rates(study: Study, folder: Path, points: Sequence[Point]) -> dict[str, float] | None:
+    """What this machine's processor does, measured once a study; None where its points are no runs on it."""
+    if study.gpu is not None or torch.cuda.is_available():
+        return None
+    file = folder / "machine.json"
+    if not file.exists():
+        most = max(point.config.launch.processes for point in points)
+        rates = measure_machine(points[0].config.launch.threads or 1, most)
+        write_json(file, {**rates, "library_memory": float(library_memory())})
+    found: dict[str, float] = read_json(file, "what a study has measured of this machine")
+    return found
+
+
+def collect(run: StudyRun, retry: bool) -> list[Point]:
+    """Read what has ended under SLURM, and give the points that are still to be run."""
+    done = {row["digest"] for row in read_rows(run.folder, run.points) if not (retry and "error" in row)}
+    open_points = [point for point in run.points if point.digest not in done]
+    states, left = _submitted_states(open_points), []
+    for point in open_points:
+        state = states.get(point.config.run)
+        if state is None or state["lost"] or (state["failed"] and retry):
+            left.append(point)
+        elif state["ended"] or state["failed"]:
+            add_row(run.folder, row_of(point, _told(point, run.study, state)))
+    return left
+
+
+def _told(point: Point, study: Study, state: dict[str, Any]) -> dict[str, Any]:
+    if state["failed"]:
+        return {"error": state["failed"]}
+    try:
+        return read_point(point, study)
+    except PointError as error:
+        return {"error": str(error)}
+
+
+def _submitted_states(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """How the points stand that were submitted, by run folder: ended, failed (why) or lost (no job will run them)."""
+    runs = [point.config.run for point in points if (Path(point.config.run) / SUBMITTED).exists()]
+    return json.loads(_launcher("states", json.dumps(runs))) if runs else {}
+
+
+def run_here(run: StudyRun, points: Sequence[Point]) -> None:
+    """Run points one after another; a bar on a terminal, else a line a point."""
+    started = time.monotonic()
+    bar = tqdm(points, unit="point", disable=not sys.stderr.isatty(), total=len(run.points),
+               initial=len(run.points) - len(points))  # fmt: skip
+    for done, point in enumerate(bar, 1):
+        bar.set_description(point.name.rpartition("-")[0])
+        row = row_of(point, _run(point, run))
+        add_row(run.folder, row)
+        seconds = (time.monotonic() - started) / done * (len(points) - done)
+        if bar.disable:
+            told = row.get("error") or f"{row['seconds_per_step']:.3g} s/step"
+            log.info("%d of %d, %s: %s, ETA %s", done, len(points), point.name, told, timedelta(seconds=round(seconds)))
+
+
+def _run(point: Point, run: StudyRun) -> dict[str, Any]:
+    try:
+        measured = run_point(point, run.study)
+    except PointError as error:
+        return {"error": str(error)}
+    if run.rates:
+        measured["memory_gib"] -= run.rates["library_memory"] / GIB
+    return measured
+
+
+def submit(run: StudyRun, points: Sequence[Point], cluster: str) -> None:
+    """Submit points to SLURM: those of equal size and ranks as one array."""
+    if not points:
+        return
+    asked = [
+        {"stage": p.config.stage, "size": p.size, "processes": p.config.launch.processes,
+         "overrides": [text for text in p.overrides if not text.startswith("launch.processes=")], "run": p.config.run}
+        for p in points
+    ]  # fmt: skip
+    file = run.folder / "submitted.json"
+    write_json(file, asked)
+    print(_launcher("submit", str(file), str(run.folder), cluster), end="")
+
+
+def _launcher(*arguments: str) -> str:
+    """What launchers/study_jobs.py prints. Raises its mistakes as `UserError`."""
+    done = subprocess.run([sys.executable, "-m", "launchers.study_jobs", *arguments], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise UserError(told[-1].removeprefix("error: ") if told else done.stderr)
+    return done.stdout
+
+
+def finish(run: StudyRun) -> list[Row]:
+    """Write the table of what is there, and draw the plots."""
+    rows = with_efficiency(read_rows(run.folder, run.points), run.keys)
+    rows = with_predictions(rows, {point.digest: point for point in run.points}, run.study, run.rates)
+    write_table(run.folder, rows)
+    draw_all(run.folder / "plots", Drawn(run.study, rows, run.keys, run.rates))
+    return rows

@@ -4,6 +4,7 @@
 #   make test         the tests; make test-slow: the ones that take over a minute
 #   make lint         ruff, its formatting, mypy
 #   make bench        every program of benchmarks/; make bench-rerank: re-ranking against the plain way
+#   make bench-gpu    all that needs a GPU, in 10 minutes, into runs/gpu/table.md; OUT=DIR: into that folder
 #   make ablations    stage 1, places and re-ranking against training without them: an hour on two cores
 #   make setup PYTHON=python3.12      with a Python of your choice, 3.11 or later
 
@@ -12,7 +13,7 @@ NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
 STAMP := .venv/.up-to-date
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup demo test test-slow lint bench bench-rerank ablations
+.PHONY: setup demo test test-slow lint bench bench-rerank bench-gpu ablations
 
 setup: $(STAMP)
 
@@ -46,6 +47,9 @@ bench: setup
 
 bench-rerank: setup
 	python benchmarks/rerank.py
+
+bench-gpu: setup
+	python benchmarks/gpu_kit.py $(if $(OUT),--out $(OUT))
 
 ablations: setup
 	python benchmarks/ablations.py

@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from pairvpr_dist.config import CONFIGS, known_keys, load_config, merge, parse_override, to_dataclass, to_dict
@@ -118,6 +118,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         values = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: not readable as a study: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, DictConfig):
+        raise UserError(f"{path}: not a study; write keys of configs/study/strong.yaml")
+    names = [each.name for each in fields(Study)]
+    if unknown := [str(key) for key in values if key not in names]:  # merge would blame what is below it
+        raise UserError(f"{path}: unknown key '{unknown[0]}'; {nearest(unknown[0], names)}")
     config = merge(OmegaConf.structured(Study), values, str(path))
     own = [text.removeprefix(OWN_KEY) for text in overrides if text.startswith(OWN_KEY)]
     for text in own:

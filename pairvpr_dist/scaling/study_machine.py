@@ -47,7 +47,7 @@ def as_gpu(rates: dict[str, float]) -> Gpu:
 def calibrate(gpu: Gpu, seconds: float, predict: Callable[[Gpu], float]) -> Gpu:
     """The entry with the efficiency at which `predict(entry)` is `seconds`; the nearest where none is. Pure."""
     low, high = LOWEST, HIGHEST
-    for _ in range(50):
+    for _ in range(20):  # to a ten-thousandth
         middle = (low * high) ** 0.5
         low, high = (middle, high) if predict(replace(gpu, efficiency=middle)) > seconds else (low, middle)
     return replace(gpu, efficiency=high)

@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 
 from pairvpr_dist.costs.flops import training_flops_per_place
-from pairvpr_dist.errors import one_line
-from pairvpr_dist.files import read_json_lines, sole_owner
+from pairvpr_dist.errors import UserError, one_line
+from pairvpr_dist.files import read_json_lines
 from pairvpr_dist.scaling.study import Point, Study
-from pairvpr_dist.training.run_folder import LOCK, is_finished
+from pairvpr_dist.training.liveness import is_locked
 
 WORKER = "pairvpr_dist.training.worker"  # the module of a run's processes
 POLL = 0.05  # seconds between two looks at their memory
@@ -66,7 +66,7 @@ def run_point(point: Point, study: Study) -> dict[str, Any]:
 
 def read_point(point: Point, study: Study) -> dict[str, Any]:
     """What the log of a run that has ended tells; its weights go. Raises `PointError`."""
-    if not is_finished(point.folder):
+    if not (point.folder / "export/config.json").exists():
         raise PointError("ended without a model; its log tells more")
     measured = measures(read_json_lines(point.folder / "metrics.jsonl"), point, study)
     for name in HEAVY:
@@ -113,9 +113,8 @@ def _losses(lines: Sequence[dict[str, Any]], windows: Sequence[dict[str, Any]]) 
 
 def _clear(point: Point) -> None:
     """Remove what a point that was killed has left. Raises `UserError` where it still runs."""
-    if point.folder.exists():
-        with sole_owner(point.folder / LOCK, "a run of this study has not ended; end it or wait for it"):
-            pass
+    if is_locked(point.folder / "lock"):
+        raise UserError(f"{point.folder}: a run that an earlier start of this study began still goes on; wait for it")
     shutil.rmtree(point.config.run)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -46,10 +47,10 @@ from pairvpr_dist.scaling.study_table import (
     with_predictions,
     write_table,
 )
-from pairvpr_dist.training.run_folder import check_shares
 
 log = logging.getLogger(__name__)
 
+ACCELERATOR = "DS_ACCELERATOR"
 SUBMITTED = "jobs.jsonl"  # in a run's folder that launchers/slurm.py knows
 
 
@@ -78,8 +79,7 @@ def run_study(name: str, out: Path, overrides: Sequence[str], cluster: str | Non
     folder = (out / path.stem).absolute()
     study = load_study(path, overrides)
     points = make_points(study, folder)
-    for point in points:
-        check_shares(point.config)
+    check_points(points)
     folder.mkdir(parents=True, exist_ok=True)
     with sole_owner(folder / "lock", "wait for it, or name another folder with --out"):
         build_data(study, folder)
@@ -95,6 +95,16 @@ def run_study(name: str, out: Path, overrides: Sequence[str], cluster: str | Non
     print(f"written: {folder / 'table.csv'}, table.jsonl and plots/")
     if waiting:
         print(f"{waiting} of {len(points)} points have not ended; the same command reads what has ended by then")
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """That every batch can be dealt out over its processes. Raises `UserError`."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault(ACCELERATOR, "cpu")  # else DeepSpeed, which comes with this, warns of its guess
+    from pairvpr_dist.training.run_folder import check_shares
+
+    for point in points:
+        check_shares(point.config)
 
 
 def build_data(study: Study, folder: Path) -> None:
@@ -200,8 +210,9 @@ def submit(run: StudyRun, points: Sequence[Point], cluster: str) -> None:
 
 def _launcher(*arguments: str) -> str:
     """What launchers/study_jobs.py prints. Raises its mistakes as `UserError`."""
-    done = subprocess.run([sys.executable, "-m", "launchers.study_jobs", *arguments], capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != ACCELERATOR}  # jobs may have GPUs
+    done = subprocess.run([sys.executable, "-m", "launchers.study_jobs", *arguments], env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(told[-1].removeprefix("error: ") if told else done.stderr)

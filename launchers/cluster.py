@@ -49,6 +49,7 @@ class ClusterProfile:
     sbatch: dict[str, Any]  # more options of sbatch; true for one without value
     srun: list[str]  # more options of srun
     overrides: list[str]  # key=value for the run; the command line goes before them
+    gpu: str | None = None  # a name of configs/hardware.yaml, for the plan; of runs submitted before it was a key, none
 
     def __post_init__(self) -> None:
         for key in ("nodes", "tasks_per_node", "cpus_per_task", "hours", "signal_seconds", "array_at_once"):

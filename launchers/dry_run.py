@@ -7,6 +7,7 @@ given yet leave only the numbers open that depend on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launchers.jobs import STAGE_NAMES
 from launchers.planning import Plan
 from launchers.slurm_queue import SlurmError
 from pairvpr_dist.config import STAGES, has_key
+from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.settings import EvalRunConfig
 
 SHARDS, DATA = "data.shards", "eval.data"
@@ -89,6 +91,7 @@ def planned(stage: Sequence[StageJob]) -> list[str]:
         lines += [f"data         {job.config.eval.data or f'{DATA} is not given'}"]
     else:
         lines += of_training(job.config, checkpoint_plan(job.config), len(stage))
+        lines += predicted(job)
     return [
         *lines,
         f"time         {profile.hours:g} h a start; SIGUSR2 {profile.signal_seconds} s before its end, "
@@ -120,4 +123,31 @@ def of_training(config: Any, plan: CheckpointPlan, points: int) -> list[str]:
         f"stay: {', '.join(kept)}",
         f"disk         up to {plan.bytes / GB:.2f} GB{open_end}{each} (one being written and the export included); "
         f"{room(Path(config.run)) / GB:,.0f} GB free",
+    ]
+
+
+def predicted(job: StageJob) -> list[str]:
+    """Whether a training stage fits on the profile's GPUs, its pace and time, and what would be faster."""
+    profile, config = job.profile, job.config
+    if not profile.gpus_per_node:
+        return []
+    if profile.gpu is None:
+        return ["prediction   memory, pace and time: add cluster.gpu=NAME, a name of configs/hardware.yaml, as in h100"]
+    from pairvpr_dist.costs.hardware import load_hardware
+    from pairvpr_dist.scaling.assumptions import load_assumptions
+    from pairvpr_dist.scaling.loading import data_of_shards, paper_data
+    from pairvpr_dist.scaling.plan_text import advice, first_line
+    from pairvpr_dist.scaling.planner import plan, setup_of
+
+    known = load_hardware()
+    if profile.gpu not in known:
+        raise UserError(f"cluster.gpu={profile.gpu}: not in configs/hardware.yaml; {nearest(profile.gpu, known)}")
+    gpu = replace(known[profile.gpu], gpus_per_node=profile.gpus_per_node)
+    assumptions = load_assumptions([f"cores_per_gpu={profile.cpus_per_task}", "spare_cores=0"])
+    data = data_of_shards(config, assumptions) if config.data.shards else paper_data(config, assumptions)
+    found = plan(config, setup_of(config, gpu, assumptions, data))
+    return [
+        f"prediction   {first_line(found.given)}",
+        *advice(found, config),
+        f"             {data.places:,} places an epoch: {data.source}",
     ]

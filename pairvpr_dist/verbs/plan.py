@@ -18,6 +18,7 @@ GPU = "h200"
 STAGES = ("stage1", "stage2")
 PROCESSES = "launch.processes"
 DOES_NOT_FIT = 1  # exit status
+DRAWN = (".png", ".svg", ".pdf")
 
 
 @verb(
@@ -94,6 +95,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--places: data.shards knows the number of places; give one of the two")
     if args.plot is not None and args.max_gpus is None:
         raise UserError("--plot: draws what --max-gpus computes; give both")
+    if args.plot is not None and args.plot.suffix not in DRAWN:
+        raise UserError(f"--plot {args.plot}: must end in {', '.join(DRAWN)}")
 
 
 def _data(args: argparse.Namespace, config: Any, assumptions: Assumptions) -> Data:
@@ -110,10 +113,11 @@ def _scaling(args: argparse.Namespace, found: Plan) -> None:
     from pairvpr_dist.scaling.strong_weak import plot, strong_table, weak_table
 
     assert found.best is not None
-    config, gpu = found.best.config, found.best.setup.gpu
-    print(f"\n{strong_table(config, gpu, args.max_gpus)}\n\n{weak_table(config, gpu, args.max_gpus)}")
+    config, setup = found.best.config, found.best.setup
+    asked = (config, setup.gpu, args.max_gpus, setup.data, setup.assumptions)
+    print(f"\n{strong_table(*asked)}\n\n{weak_table(*asked)}")
     if args.plot is not None:
-        plot(args.plot, config, gpu, args.max_gpus)
+        plot(args.plot, *asked)
         print(f"written: {args.plot}")
 
 

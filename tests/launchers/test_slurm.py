@@ -75,6 +75,28 @@ def test_the_command_as_written_shows_the_largest_run() -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_a_profile_that_names_its_gpu_has_a_prediction(few_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each training stage: its first line, what would be better, and the places that the hours follow from."""
+    asked = ("pipeline", "tiny", "cluster.gpus_per_node=2", "stage2.data.images_per_place=3")
+    told = dry_run(capsys, *asked, "cluster.gpu=h100", f"stage2.data.shards={few_shards}",
+                   "stage2.data.places_per_batch=4", "stage2.data.min_images_per_place=3")  # fmt: skip
+    stage1, stage2 = re.findall(
+        r"^prediction   (?:fits: micro-batch .* of 79 GiB   \S+ (\w+/s)) .* binds: \w+$", told, re.MULTILINE
+    )
+    assert (stage1, stage2) == ("pairs/s", "places/s")
+    assert "places an epoch: the paper's data, assumed: sfxl" in told
+    assert f"6 places an epoch: data.shards={few_shards}" in told
+    for keys in re.findall(r"^better       ((?:\S+=\S+ )+)", told, re.MULTILINE):
+        assert make_plan(Request("stage1", "tiny", tuple(keys.split())), open_keys("stage1"))
+
+
+def test_without_the_name_of_its_gpu_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    told = dry_run(capsys, "pipeline", "tiny")
+    assert told.count("\nprediction   memory, pace and time: add cluster.gpu=NAME") == 2
+    assert "prediction" not in dry_run(capsys, "stage1", "tiny", "cluster.gpus_per_node=0")
+    assert "did you mean 'h100'?" in refuse(capsys, "stage1", "tiny", "cluster.gpu=h1000", "--dry-run")
+
+
 def test_help_is_quick_and_has_examples() -> None:
     program = (
         "import sys\nfrom launchers.slurm import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"

@@ -44,16 +44,16 @@ class Part:
     seconds: float  # its limit
 
 
-HARDWARE = Part("hardware", "Hardware and versions", 20)
+HARDWARE = Part("hardware", "Hardware and versions", 60)  # where PyTorch is imported first
 PARTS = (
     Part("attention", "Attention backends, bf16", 30),
-    Part("numerics", "bf16 against fp32", 55),
+    Part("numerics", "bf16 against fp32", 50),
     Part("collectives", "Collectives and ZeRO's stages", 30),
     Part("loader", "From shards to the device", 35),
-    Part("rerank", "Re-ranking", 35),
-    Part("checkpoint", "Checkpoints", 40),
-    Part("train_steps", "Training steps", 235),
-    Part("memory", "Largest batch of a rank", 100),
+    Part("rerank", "Re-ranking", 30),
+    Part("checkpoint", "Checkpoints", 45),
+    Part("train_steps", "Training steps", 215),
+    Part("memory", "Largest batch of a rank", 90),
 )
 
 

@@ -57,7 +57,7 @@ def measure(table: Table, shape: Shape, batch: int, at_least: float) -> None:
     """The rows of one shape."""
     q, k, v = inputs(shape, batch)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        exact = F.scaled_dot_product_attention(*(t[:COMPARED].float() for t in (q, k, v)))
+        exact = F.scaled_dot_product_attention(*few(q.float(), k.float(), v.float()))
     operations = 4.0 * batch * shape.heads * shape.queries * shape.keys * q.shape[-1]
     for backend, forced in backends():
         row: dict[str, Cell] = {"shape": shape.name, "backend": backend}
@@ -65,7 +65,7 @@ def measure(table: Table, shape: Shape, batch: int, at_least: float) -> None:
             try:
                 row |= timed(q, k, v, operations, at_least)
                 with torch.no_grad():
-                    out = F.scaled_dot_product_attention(q[:COMPARED], k[:COMPARED], v[:COMPARED])
+                    out = F.scaled_dot_product_attention(*few(q, k, v))
                 row["deviation"] = float((out.float() - exact).abs().max())
                 row["note"] = ""
             except RuntimeError as error:  # a backend that this device or shape has not, or no memory
@@ -82,6 +82,11 @@ def inputs(shape: Shape, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         return flat.to(torch.bfloat16).transpose(1, 2).requires_grad_()
 
     return one(shape.queries), one(shape.keys), one(shape.keys)
+
+
+def few(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of the images that are compared."""
+    return q[:COMPARED], k[:COMPARED], v[:COMPARED]
 
 
 def backends() -> Iterator[tuple[str, AbstractContextManager[None]]]:

@@ -25,7 +25,7 @@ GIB = 2**30
 def main() -> None:
     """The program."""
     table = open_table()
-    size, ranks, rounds = ("tiny", 1, 1) if table.small else ("vitg", 8, 3)
+    size, ranks, rounds = ("tiny", 1, 1) if table.small else ("vitg", 8, 2)
     torch.set_num_threads(1)  # the other cores of a training process are its data workers
     config = load_config("stage1", size, ["data.shards=none", "train.keep_checkpoints=1"])
     held = part_of_rank_0(config, ranks).items()

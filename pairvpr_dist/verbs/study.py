@@ -44,7 +44,8 @@ def study(parser: argparse.ArgumentParser) -> Run:
             raise UserError("STUDY: none is named; pairvpr study strong, or a path to YAML")
         if args.cluster and not args.slurm:
             raise UserError(f"--cluster {args.cluster}: only with --slurm")
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("pairvpr_dist").setLevel(logging.INFO)
         for name in names:
             cluster = (args.cluster or "default") if args.slurm else None
             run_study(name, args.out, overrides, cluster, args.retry)

@@ -1,0 +1,63 @@
+"""A study on a real SLURM: arrays of points, what has ended is read, what failed is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster, wait_for
+from submitting import ROOT
+from torch.utils.cpp_extension import _get_build_directory
+
+from pairvpr_dist.files import read_json_lines
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+FILE = """title: A study under SLURM
+kind: throughput
+stage: stage1
+size: tiny
+warmup_steps: 1
+measured_steps: 3
+overrides: [data.places_per_batch=6, optim.warmup_epochs=0, launch.threads=1]
+sweep: {{launch.processes: [1, 2], train.zero_stage: [0, 2]}}
+shards: ["{shards}"]
+"""
+
+
+def test_points_are_arrays_of_equal_ranks_and_are_read_when_they_have_ended(
+    cluster: SlurmCluster, city_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(FILE.format(shards=city_shards))
+    compiled = Path(_get_build_directory("any", verbose=False)).parent
+    environment = cluster.environment | {"TORCH_EXTENSIONS_DIR": str(compiled)}
+
+    def study(*more: str) -> str:
+        command = [sys.executable, "-m", "pairvpr_dist.cli", "study", str(tmp_path / "mine.yaml"),
+                   "--out", str(tmp_path / "out"), *more]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = study("--slurm", "--cluster", "local2")
+    assert told.count("(2 points)") == 2
+    assert "4 of 4 points have not ended" in told
+    points = sorted((tmp_path / "out/mine/points").iterdir())
+    ids = [read_json_lines(point / "jobs.jsonl")[-1]["job_id"] for point in points]
+    assert len({job.partition("_")[0] for job in ids}) == 2
+    assert study("--slurm", "--cluster", "local2").count("4 of 4 points have not ended") == 1  # none is submitted again
+    assert [len(read_json_lines(point / "jobs.jsonl")) for point in points] == [1, 1, 1, 1]
+
+    cluster.run("scancel", ids[-1])
+    wait_for(lambda: all((p / "stage1/export/config.json").exists() for p in points[:-1]), "the ends of three points")
+    wait_for(lambda: "1 of 4 points have not ended" in study("--slurm", "--cluster", "local2"), "three rows")
+    again = read_json_lines(points[-1] / "jobs.jsonl")
+    assert len(again) == 2  # what was cancelled is submitted anew
+    cluster.wait_for_state(again[-1]["job_id"], "COMPLETED")
+    wait_for(lambda: "have not ended" not in study(), "the last row")
+    rows = [json.loads(line) for line in (tmp_path / "out/mine/table.jsonl").read_text().splitlines()]
+    assert [(row["launch.processes"], row["train.zero_stage"]) for row in rows] == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    assert all(row["places_per_second"] > 0 for row in rows)

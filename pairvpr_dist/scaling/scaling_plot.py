@@ -43,28 +43,31 @@ def draw(path: Path, title: str, strong: Sequence[Point], weak: Sequence[Point])
 
 def _draw_pace(axes: Any, strong: Sequence[Point], weak: Sequence[Point]) -> None:
     axes.set_title("pairs a second", fontsize=9)
-    most = max((point.gpus for point in (*strong, *weak)), default=1)
     for points, colour, name in ((weak, WEAK, "weak"), (strong, STRONG, "strong")):
         if points:
-            ideal = [points[0].alone * points[0].gpus, points[0].alone * most]
-            axes.plot([points[0].gpus, most], ideal, color=colour, lw=0.9, ls=(0, (2, 2)), alpha=0.6)
+            ideal = [points[0].alone * points[0].gpus, points[0].alone * points[-1].gpus]
+            axes.plot([points[0].gpus, points[-1].gpus], ideal, color=IDEAL, lw=1, ls=(0, (2, 2)))
             _line(axes, points, [point.one.places_per_second for point in points], colour, name)
     axes.set_yscale("log")
     axes.text(
-        0.03, 0.95, "dotted: as if GPUs did not wait", transform=axes.transAxes, color=IDEAL, fontsize=8, va="top"
+        0.03,
+        0.95,
+        "dotted: every GPU at the pace of the first",
+        transform=axes.transAxes,
+        color=IDEAL,
+        fontsize=8,
+        va="top",
     )
     _over_gpus(axes, [*strong, *weak])
 
 
 def _draw_efficiency(axes: Any, strong: Sequence[Point], weak: Sequence[Point]) -> None:
-    axes.set_title("per cent: pace of a GPU beside the first point; goodput", fontsize=9)
+    axes.set_title("per cent of the first point's pace for each GPU", fontsize=9)
     for points, colour, name in ((weak, WEAK, "weak"), (strong, STRONG, "strong")):
         if points:
-            _line(axes, points, [100 * point.efficiency for point in points], colour, name)
+            _line(axes, points, [100 * point.efficiency for point in points], colour, name, below=name == "weak")
     if weak:
-        _line(
-            axes, weak, [100 * point.one.checkpoints.goodput for point in weak], IDEAL, "goodput\n(weak)", (0, (3, 2))
-        )
+        _line(axes, weak, [100 * point.one.checkpoints.goodput for point in weak], IDEAL, "goodput", dashed=True)
     axes.set_ylim(0, 105)
     _over_gpus(axes, [*strong, *weak])
 
@@ -79,15 +82,24 @@ def _draw_step(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xticks(range(len(points)), [f"{point.gpus}" for point in points])
     axes.set_xlabel("GPUs")
     axes.set_ylim(0, 100)
-    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _line(
-    axes: Any, points: Sequence[Point], values: Sequence[float], colour: str, name: str, style: Any = "-"
+    axes: Any,
+    points: Sequence[Point],
+    values: Sequence[float],
+    colour: str,
+    name: str,
+    dashed: bool = False,
+    below: bool = False,
 ) -> None:
+    """A line with its name at its end, there a little lower where another is as high."""
     gpus = [point.gpus for point in points]
-    axes.plot(gpus, values, color=colour, lw=1.6, ls=style, marker="o" if style == "-" else None, ms=3.5)
-    axes.annotate(name, (gpus[-1], values[-1]), (5, 0), textcoords="offset points", color=colour, va="center")
+    style: Any = {"ls": (0, (3, 2))} if dashed else {"marker": "o", "ms": 3.5}
+    axes.plot(gpus, values, color=colour, lw=1.6, **style)
+    at = (6, -4 if below else 2 if dashed else 0)
+    axes.annotate(name, (gpus[-1], values[-1]), at, textcoords="offset points", color=colour, va="center")
 
 
 def _over_gpus(axes: Any, points: Sequence[Point]) -> None:
@@ -98,4 +110,4 @@ def _over_gpus(axes: Any, points: Sequence[Point]) -> None:
     axes.minorticks_off()
     axes.set_xlabel("GPUs")
     axes.grid(alpha=0.15)
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)

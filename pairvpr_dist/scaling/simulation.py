@@ -46,6 +46,12 @@ class StepAssumptions:
     jitter: float = 0.015  # standard deviation of a GPU's computing time between steps, a share of it
 
 
+# Processes of one machine without GPUs, whose rates are measured: they compute and send by turns.
+ON_CPU = StepAssumptions(
+    memory_share=1.0, network_share=1.0, kernel_seconds=0.0, link_hop=1e-4, overlap=False, jitter=0.0
+)
+
+
 @dataclass(frozen=True)
 class StepTime:
     """One optimizer step of a job. Its parts add up to its seconds."""

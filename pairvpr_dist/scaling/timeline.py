@@ -52,12 +52,18 @@ def timeline(works: Sequence[Work], reduce: float, overlap: bool) -> float:
     """Seconds until all works are done and all gradients are reduced, a number of them in `reduce` seconds."""
     streams = _Streams(overlap)
     arrived: list[float] = []  # when the weights of works are there
-    waiting = 0.0  # numbers of gradients in the bucket
+    ahead = waiting = 0.0  # numbers of weights that are gathered and not used yet, and of gradients in the bucket
     for i, work in enumerate(works):
         if i == len(arrived):
             arrived.append(streams.send(streams.computed, work.gather))
+        else:
+            ahead -= work.weights
         start = max(streams.computed, arrived[i])
-        for following in works[len(arrived) : _reach(works, i)] if overlap else ():
+        while overlap and len(arrived) < len(works):
+            following = works[len(arrived)]
+            if len(arrived) > i + 1 and ahead + following.weights > BUCKET:
+                break
+            ahead += following.weights
             arrived.append(streams.send(start, following.gather))
         streams.computed = start + work.seconds
         waiting += work.gradients
@@ -66,12 +72,3 @@ def timeline(works: Sequence[Work], reduce: float, overlap: bool) -> float:
             waiting -= BUCKET
     streams.reduce(waiting * reduce)
     return max(streams.computed, streams.sent)
-
-
-def _reach(works: Sequence[Work], i: int) -> int:
-    """The work before which gathering ends while work `i` is computed."""
-    ahead, reach = 0.0, i + 1
-    while reach < len(works) and (reach == i + 1 or ahead + works[reach].weights <= BUCKET):
-        ahead += works[reach].weights
-        reach += 1
-    return reach

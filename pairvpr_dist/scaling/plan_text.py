@@ -10,7 +10,8 @@ from dataclasses import asdict
 from math import ceil
 from typing import Any
 
-from pairvpr_dist.scaling.planner import Candidate, Plan, changes
+from pairvpr_dist.scaling.candidate import Candidate
+from pairvpr_dist.scaling.planner import Plan, changes
 from pairvpr_dist.settings import CHECKPOINTING, Stage1Config
 
 GIB, GB, MB = 2**30, 1e9, 1e6

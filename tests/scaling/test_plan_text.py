@@ -13,11 +13,12 @@ import pytest
 from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.hardware import Gpu, load_hardware
 from pairvpr_dist.costs.memory import ModelState, ProcessMemory
-from pairvpr_dist.scaling import planner
+from pairvpr_dist.scaling import candidate
 from pairvpr_dist.scaling.assumptions import load_assumptions
+from pairvpr_dist.scaling.candidate import Setup
 from pairvpr_dist.scaling.loading import paper_data
 from pairvpr_dist.scaling.plan_text import advice, as_json, describe, first_line, hours, verdict
-from pairvpr_dist.scaling.planner import Plan, Setup, plan
+from pairvpr_dist.scaling.planner import Plan, plan
 from pairvpr_dist.settings import TrainingConfig
 
 GIB = 2**30
@@ -55,7 +56,7 @@ def some_memory(config: TrainingConfig, bf16: bool, overlap: bool) -> ProcessMem
 
 @pytest.fixture(autouse=True, scope="module")
 def _stand_ins() -> Iterator[None]:
-    with patch.object(planner, "process_memory", some_memory), patch.object(planner, "simulate_step", some_time):
+    with patch.object(candidate, "process_memory", some_memory), patch.object(candidate, "simulate_step", some_time):
         yield
 
 

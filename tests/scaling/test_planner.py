@@ -16,13 +16,12 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.hardware import Gpu, load_hardware
 from pairvpr_dist.costs.memory import ModelState, ProcessMemory
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.scaling import planner
+from pairvpr_dist.scaling import candidate
 from pairvpr_dist.scaling.assumptions import load_assumptions
+from pairvpr_dist.scaling.candidate import Candidate, Setup, on_gpu
 from pairvpr_dist.scaling.loading import paper_data
 from pairvpr_dist.scaling.planner import (
-    Candidate,
     Plan,
-    Setup,
     changes,
     check_divides,
     checkpoint_bytes,
@@ -67,7 +66,7 @@ def some_time(config: TrainingConfig, gpu: Gpu, bf16: bool = True) -> SimpleName
 
 @pytest.fixture(autouse=True, scope="module")
 def _stand_ins() -> Iterator[None]:
-    with patch.object(planner, "process_memory", some_memory), patch.object(planner, "simulate_step", some_time):
+    with patch.object(candidate, "process_memory", some_memory), patch.object(candidate, "simulate_step", some_time):
         yield
 
 
@@ -144,7 +143,7 @@ def test_the_overrides_of_a_plan_make_it(stage: str, world: int, name: str) -> N
     found = plan(config, setup_for(config, GPUS[name]))
     for one in [found.best] if found.best else found.rejected[:1]:
         made = config_of(stage, world, *changes(one, config))
-        assert planner.on_gpu(made) == one.config
+        assert on_gpu(made) == one.config
 
 
 def test_of_plans_about_as_fast_that_which_changes_least_wins() -> None:
@@ -222,9 +221,9 @@ def test_parts_of_stage_2_are_powers_of_two_and_what_is_configured() -> None:
 
 def test_auto_is_what_it_comes_to_on_a_gpu() -> None:
     for zero, compiled in ((2, "blocks"), (3, "off")):
-        train = planner.on_gpu(config_of("stage1", 8, f"train.zero_stage={zero}")).train
+        train = on_gpu(config_of("stage1", 8, f"train.zero_stage={zero}")).train
         assert (train.precision, train.compile) == ("bf16", compiled)
-    train = planner.on_gpu(config_of("stage1", 8, "train.precision=fp32", "train.compile=graphs")).train
+    train = on_gpu(config_of("stage1", 8, "train.precision=fp32", "train.compile=graphs")).train
     assert (train.precision, train.compile) == ("fp32", "graphs")
 
 
@@ -247,7 +246,7 @@ def test_what_is_planned_passes_the_checks_of_a_run() -> None:
 
 def test_a_candidate_is_what_its_parts_say() -> None:
     config = config_of("stage1", 8, "train.accumulate=4")
-    one = Candidate(planner.on_gpu(config), setup_for(config, GPUS["h200"]))
+    one = Candidate(on_gpu(config), setup_for(config, GPUS["h200"]))
     assert (one.parts, one.micro_batch) == (4, 16)
     assert one.places_per_second == pytest.approx(512 / one.seconds)
 

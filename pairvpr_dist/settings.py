@@ -358,6 +358,9 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         _require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
                  "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
+        # Selective checkpointing inside a chunk that is itself computed again gave other gradients with torch 2.15.
+        _require(self.objective.chunks == 1 or self.train.checkpointing == "none", "train.checkpointing",
+                 self.train.checkpointing, "objective.chunks computes activations again already; take one of them")  # fmt: skip
 
 
 @dataclass

@@ -193,6 +193,9 @@ def test_an_unknown_stage_or_size_names_the_nearest() -> None:
         ("optim.lr=0", "optim.lr"),
         ("train.zero_stage=4", "0, 1, 2 or 3"),
         ("train.precision=fp16", "auto, bf16 or fp32"),
+        ("train.accumulate=0", "train.accumulate"),
+        ("train.checkpointing=some", "none, selective, full"),
+        ("train.compile=on", "auto, off, blocks, graphs"),
         ("train.log_every=0", "train.log_every"),
         ("launch.processes=0", "launch.processes"),
     ],
@@ -211,6 +214,12 @@ def test_evaluation_is_checked_too(override: str, named: str) -> None:
 
 def test_a_ramp_must_ascend() -> None:
     assert "pair_loss_warmup_steps" in refusal("stage2", "tiny", SHARDS, "objective.pair_loss_warmup_steps=[5,2]")
+
+
+def test_stage_2_saves_memory_in_one_way_at_a_time() -> None:
+    assert "objective.chunks" in refusal("stage2", "tiny", SHARDS, "train.accumulate=2")
+    both = ["objective.chunks=2", "train.checkpointing=selective"]
+    assert "train.checkpointing=selective" in refusal("stage2", "tiny", SHARDS, *both)
 
 
 def test_a_value_that_has_no_default_is_asked_for() -> None:

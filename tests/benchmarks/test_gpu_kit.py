@@ -55,6 +55,7 @@ def test_some_parts_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_parts_small(tmp_path: Path) -> None:
     check_small_run(tmp_path, [part.name for part in PARTS])
 

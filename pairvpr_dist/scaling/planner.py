@@ -58,7 +58,12 @@ def candidates(config: TrainingConfig, fixed: Collection[str] = ()) -> Iterator[
     zeros = (train.zero_stage,) if ZERO in fixed else ZERO_STAGES
     policies = (train.checkpointing,) if POLICY in fixed else CHECKPOINTING
     for zero, policy in product(zeros, policies):
-        yield in_parts(replace(config, train=replace(train, zero_stage=zero, checkpointing=policy)), fixed)
+        base = config
+        if isinstance(config, Stage2Config) and policy != "none":  # it takes chunks or a policy, never both
+            if CHUNKS in fixed and config.objective.chunks > 1:
+                continue
+            base = replace(config, objective=replace(config.objective, chunks=1))
+        yield in_parts(replace(base, train=replace(train, zero_stage=zero, checkpointing=policy)), fixed)
 
 
 def in_parts(config: TrainingConfig, fixed: Collection[str]) -> Iterator[TrainingConfig]:
@@ -84,7 +89,7 @@ def best_parts(ways: Iterable[TrainingConfig], setup: Setup) -> Candidate:
 def part_counts(config: TrainingConfig, share: int, fixed: Collection[str]) -> list[int]:
     """Numbers of parts for a rank's `share` places: in stage 1 divisors of it, in stage 2 powers of two."""
     if isinstance(config, Stage2Config):
-        if CHUNKS in fixed:
+        if CHUNKS in fixed or config.train.checkpointing != "none":
             return [config.objective.chunks]
         images = share * config.data.images_per_place
         powers = [1 << power for power in range(images.bit_length()) if 1 << power <= images]

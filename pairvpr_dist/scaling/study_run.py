@@ -51,6 +51,7 @@ from pairvpr_dist.scaling.study_table import (
 log = logging.getLogger(__name__)
 
 ACCELERATOR = "DS_ACCELERATOR"
+MACHINE = "machine.json"
 SUBMITTED = "jobs.jsonl"  # in a run's folder that launchers/slurm.py knows
 
 
@@ -61,7 +62,6 @@ class StudyRun:
     study: Study
     folder: Path
     points: list[Point]
-    rates: dict[str, float] | None  # of this machine's processor; None where predictions are of a GPU, or are none
 
     @property
     def keys(self) -> list[str]:
@@ -83,7 +83,7 @@ def run_study(name: str, out: Path, overrides: Sequence[str], cluster: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     with sole_owner(folder / "lock", "wait for it, or name another folder with --out"):
         build_data(study, folder)
-        run = StudyRun(study, folder, points, machine_rates(study, folder, points))
+        run = StudyRun(study, folder, points)
         left = collect(run, retry)
         if cluster is None:
             run_here(run, left)
@@ -127,17 +127,20 @@ def build_data(study: Study, folder: Path) -> None:
             raise UserError(f"{where}: the synthetic city was not built: {told[-1].removeprefix('error: ')}")
 
 
-def machine_rates(study: Study, folder: Path, points: Sequence[Point]) -> dict[str, float] | None:
-    """What this machine's processor does, measured once a study; None where its points are no runs on it."""
-    if study.gpu is not None or torch.cuda.is_available():
-        return None
-    file = folder / "machine.json"
-    if not file.exists():
-        most = max(point.config.launch.processes for point in points)
-        rates = measure_machine(points[0].config.launch.threads or 1, most)
-        write_json(file, {**rates, "library_memory": float(library_memory())})
-    found: dict[str, float] = read_json(file, "what a study has measured of this machine")
-    return found
+def measure_once(run: StudyRun) -> None:
+    """Measure this machine's processor, unless the study has, or predictions are of a GPU."""
+    file = run.folder / MACHINE
+    if run.study.gpu is not None or torch.cuda.is_available() or file.exists():
+        return
+    launches = [point.config.launch for point in run.points]
+    rates = measure_machine(launches[0].threads or 1, max(launch.processes for launch in launches))
+    write_json(file, {**rates, "library_memory": float(library_memory())})
+
+
+def machine_rates(run: StudyRun) -> dict[str, float] | None:
+    """What was measured of this machine's processor; None where predictions are of a GPU, or nothing ran here."""
+    file = run.folder / MACHINE
+    return read_json(file, "what a study has measured of this machine") if file.exists() else None
 
 
 def collect(run: StudyRun, retry: bool) -> list[Point]:
@@ -171,12 +174,15 @@ def _submitted_states(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
 
 def run_here(run: StudyRun, points: Sequence[Point]) -> None:
     """Run points one after another; a bar on a terminal, else a line a point."""
+    if points:
+        measure_once(run)
+    rates = machine_rates(run)
     started = time.monotonic()
     bar = tqdm(points, unit="point", disable=not sys.stderr.isatty(), total=len(run.points),
                initial=len(run.points) - len(points))  # fmt: skip
     for done, point in enumerate(bar, 1):
         bar.set_description(point.name.rpartition("-")[0])
-        row = row_of(point, _run(point, run))
+        row = row_of(point, _run(point, run.study, rates))
         add_row(run.folder, row)
         seconds = (time.monotonic() - started) / done * (len(points) - done)
         if bar.disable:
@@ -184,13 +190,13 @@ def run_here(run: StudyRun, points: Sequence[Point]) -> None:
             log.info("%d of %d, %s: %s, ETA %s", done, len(points), point.name, told, timedelta(seconds=round(seconds)))
 
 
-def _run(point: Point, run: StudyRun) -> dict[str, Any]:
+def _run(point: Point, study: Study, rates: dict[str, float] | None) -> dict[str, Any]:
     try:
-        measured = run_point(point, run.study)
+        measured = run_point(point, study)
     except PointError as error:
         return {"error": str(error)}
-    if run.rates:
-        measured["memory_gib"] -= run.rates["library_memory"] / GIB
+    if rates and "memory_gib" in measured:
+        measured["memory_gib"] -= rates["library_memory"] / GIB
     return measured
 
 
@@ -221,8 +227,9 @@ def _launcher(*arguments: str) -> str:
 
 def finish(run: StudyRun) -> list[Row]:
     """Write the table of what is there, and draw the plots."""
+    rates = machine_rates(run)
     rows = with_efficiency(read_rows(run.folder, run.points), run.keys)
-    rows = with_predictions(rows, {point.digest: point for point in run.points}, run.study, run.rates)
+    rows = with_predictions(rows, {point.digest: point for point in run.points}, run.study, rates)
     write_table(run.folder, rows)
-    draw_all(run.folder / "plots", Drawn(run.study, rows, run.keys, run.rates))
+    draw_all(run.folder / "plots", Drawn(run.study, rows, run.keys, rates))
     return rows

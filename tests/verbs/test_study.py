@@ -56,7 +56,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
     fake = FakeRuns()
     monkeypatch.setattr(study_run, "run_point", fake)
     monkeypatch.setattr(study_run, "build_data", lambda study, folder: None)
-    monkeypatch.setattr(study_run, "machine_rates", lambda study, folder, points: RATES)
+    monkeypatch.setattr(study_run, "machine_rates", lambda run: RATES)
+    monkeypatch.setattr(study_run, "measure_once", lambda run: None)
     return fake
 
 

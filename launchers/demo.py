@@ -80,6 +80,7 @@ def evaluate_untrained(training: Any, evaluation: Any, folder: Path) -> None:
     if not model.exists():
         torch.manual_seed(training.seed)
         PairVPR(training.model).save_pretrained(model, {"stage": "untrained"})
+    torch.set_num_threads(1)  # with more, a model this small waits for threads most of the time
     if not (out / RESULTS).exists():
         evaluate_model(replace(evaluation.eval, model=str(model)), out)
 

@@ -1,50 +1,34 @@
 """The plots of a study, as PNG: scaling with efficiency, memory, MFU, predicted against measured, loss against compute.
 
-Contract: a plot is drawn where the rows have what it shows, and says its units; lines are named where they end. Colours
-are Okabe and Ito's (2008), which differ for colour-blind readers too.
+Contract: a plot is drawn where the rows have what it shows, and says its units; lines are named where they end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pairvpr_dist.files import replaced_when_done
 from pairvpr_dist.scaling.power_law import FittedLaw, fit_with_interval, frontier
-from pairvpr_dist.scaling.study import Study
+from pairvpr_dist.scaling.study_figures import (
+    COLOURS,
+    GREY,
+    WIDTH,
+    WORDS,
+    Drawn,
+    grouped,
+    label_of,
+    new_figure,
+    plain_log_ticks,
+    save,
+)
 from pairvpr_dist.scaling.study_table import BATCH, RANKS, Row
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-GREY = "#7d8794"
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-         "axes.titlelocation": "left", "axes.axisbelow": True}  # fmt: skip
-DPI = 160
-WIDTH = 7.2  # inches
 NEAR = 0.1  # predictions within this share of what was measured are good ones
-WORDS: dict[str, Callable[[Any], str]] = {
-    RANKS: lambda v: f"{v} process{'es' * (v > 1)}",
-    BATCH: lambda v: f"batch {v}",
-    "train.zero_stage": lambda v: f"ZeRO-{v}",
-    "train.checkpointing": lambda v: "all kept" if v == "none" else f"{v} checkpointing",
-    "train.compile": lambda v: "eager" if v == "off" else f"compiled {v}",
-    "train.max_steps": lambda v: f"{v} steps",
-    "size": str,
-}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a plot is made of."""
-
-    study: Study
-    rows: Sequence[Row]  # those that have what it shows
-    keys: Sequence[str]  # what the study sweeps over
-    rates: dict[str, float] | None  # of this machine's processor, where the study ran on it
 
 
 def draw_all(folder: Path, drawn: Drawn) -> list[Path]:
@@ -53,29 +37,14 @@ def draw_all(folder: Path, drawn: Drawn) -> list[Path]:
     for name, (column, plot) in PLOTS.items():
         some = [row for row in drawn.rows if column in row and "error" not in row]
         if some:
-            files.append(_save(folder / f"{name}.png", plot, replace(drawn, rows=some)))
+            files.append(save(folder / f"{name}.png", plot, replace(drawn, rows=some)))
     return files
-
-
-def label_of(row: Row, keys: Sequence[str]) -> str:
-    """What a row is among others that differ in `keys`: `ZeRO-2, batch 48`. Pure."""
-    return ", ".join(
-        WORDS[key](row[key]) if key in WORDS else f"{key.rpartition('.')[2]} {row.get(key)}" for key in keys
-    )
-
-
-def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows that are alike in `keys`, by their label. Pure."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(label_of(row, keys), []).append(row)
-    return groups
 
 
 def scaling_plot(drawn: Drawn) -> Any:
     """Places a second over processes, and what each process keeps of its rate."""
     rows, keys, rates = drawn.rows, drawn.keys, drawn.rates
-    figure, (left, right) = _figure(drawn.study, 2, 3.0)
+    figure, (left, right) = new_figure(drawn.study, 2, 3.0)
     weak = rows[0]["scaling"] == "weak"
     free = (RANKS, BATCH) if weak else (RANKS,)
     groups = grouped(rows, [key for key in keys if key not in free])
@@ -98,7 +67,7 @@ def scaling_plot(drawn: Drawn) -> Any:
         axes.minorticks_off()
         axes.set_xlabel("processes")
     left.set_yscale("log", base=2)
-    _plain_log_ticks(left.yaxis)
+    plain_log_ticks(left.yaxis)
     left.set_ylabel("places a second")
     share = f"{rows[0][BATCH] // rows[0][RANKS]} places a process" if weak else f"{rows[0][BATCH]} places a step"
     left.set_title(f"{'weak' if weak else 'strong'} scaling, {share}")
@@ -147,7 +116,7 @@ def mfu_plot(drawn: Drawn) -> Any:
 def predicted_plot(drawn: Drawn) -> Any:
     """Seconds of a step, predicted against measured."""
     rows, keys = drawn.rows, drawn.keys
-    figure, (axes,) = _figure(drawn.study, 1, 3.6, 0.75 * WIDTH)
+    figure, (axes,) = new_figure(drawn.study, 1, 3.6, 0.75 * WIDTH)
     measured = np.array([row["seconds_per_step"] for row in rows])
     told = np.array([row["predicted_seconds_per_step"] for row in rows])
     ends = np.array([min(measured.min(), told.min()) / 1.25, max(measured.max(), told.max()) * 1.25])
@@ -168,7 +137,7 @@ def predicted_plot(drawn: Drawn) -> Any:
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xscale="log", yscale="log")
     for axis, what in ((axes.xaxis, "measured"), (axes.yaxis, "predicted")):
-        _plain_log_ticks(axis)
+        plain_log_ticks(axis)
         axis.set_label_text(f"{what} seconds of a step")
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set_title(f"grey: within {100 * NEAR:.0f} per cent")
@@ -178,7 +147,7 @@ def predicted_plot(drawn: Drawn) -> Any:
 def loss_plot(drawn: Drawn) -> Any:
     """Loss at the end of runs against their compute, and a power law through those that nothing beats."""
     study, rows, keys = drawn.study, drawn.rows, drawn.keys
-    figure, (axes,) = _figure(drawn.study, 1, 4.0)
+    figure, (axes,) = new_figure(drawn.study, 1, 4.0)
     of_size = [key for key in keys if key not in ("train.max_steps", "seed", "data.places_per_batch")]
     for colour, (name, group) in zip(cycle(COLOURS), grouped(rows, of_size).items(), strict=False):
         points = over_seeds(group)
@@ -190,7 +159,7 @@ def loss_plot(drawn: Drawn) -> Any:
                       fontsize=8, va="center")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_log_ticks(axes.yaxis)
+    plain_log_ticks(axes.yaxis)
     axes.set_xlabel("compute of a run, FLOPs")
     held_out = bool(study.validation or (study.synthetic and study.synthetic.validation_places))
     axes.set_ylabel(f"loss at its end{', places never trained on' if held_out else ''}")
@@ -227,7 +196,7 @@ def _draw_law(axes: Any, fitted: FittedLaw, compute: Sequence[float]) -> None:
 def _bars(drawn: Drawn, draw: Callable[[Any, float, Row, str], None], what: str) -> Any:
     """A bar a row, those of one first key in one colour, the first row on top."""
     rows, keys = drawn.rows, drawn.keys
-    figure, (axes,) = _figure(drawn.study, 1, 1.1 + 0.27 * len(rows))
+    figure, (axes,) = new_figure(drawn.study, 1, 1.1 + 0.27 * len(rows))
     colours = dict(zip({row.get(keys[0]): None for row in rows}, cycle(COLOURS), strict=False))
     for i, row in enumerate(rows):
         draw(axes, -i, row, colours[row.get(keys[0])])
@@ -237,17 +206,6 @@ def _bars(drawn: Drawn, draw: Callable[[Any, float, Row, str], None], what: str)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.25)
     axes.set_xlabel(what)
     return figure
-
-
-def _figure(study: Study, panels: int, height: float, width: float = WIDTH) -> tuple[Any, Sequence[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
-    figure.suptitle(study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for one in axes:
-        one.grid(color="black", alpha=0.1)
-    return figure, axes
 
 
 def _names_at_end(axes: Any, ends: Sequence[tuple[float, float, str]]) -> None:
@@ -264,23 +222,6 @@ def _tell_cores(axes: Any, rates: dict[str, float] | None, ranks: Sequence[int])
     if rates is not None and rates["threads"] * max(ranks) > rates["cores"]:
         axes.axvspan(rates["cores"] / rates["threads"], max(ranks), color=GREY, alpha=0.15, lw=0)
         axes.text(max(ranks), 2, "more than the cores ", ha="right", fontsize=7, color=GREY)
-
-
-def _plain_log_ticks(axis: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7), numticks=12))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _save(path: Path, plot: Callable[[Drawn], Any], drawn: Drawn) -> Path:
-    import matplotlib as mpl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE), replaced_when_done(path) as aside:  # type: ignore[arg-type]
-        plot(drawn).savefig(aside, format="png", metadata={"Software": None})
-    return path
 
 
 # By the name of the file: what a row must have, and the plot.

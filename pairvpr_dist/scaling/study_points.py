@@ -45,8 +45,10 @@ def run_point(point: Point, study: Study) -> dict[str, Any]:
     """
     run = Path(point.config.run)
     log = run.with_name(f"{run.name}.log")
-    if run.exists() and study.kind == "throughput":
-        _clear(point)
+    if is_locked(point.folder / "lock"):
+        raise UserError(f"{point.folder}: a run that an earlier start of this study began still goes on; wait for it")
+    if study.kind == "throughput":
+        shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "launchers.local", point.config.stage, point.size, *point.overrides]
     with log.open("w") as output:
@@ -109,13 +111,6 @@ def _losses(lines: Sequence[dict[str, Any]], windows: Sequence[dict[str, Any]]) 
     trained = statistics.mean(line["loss"] for line in windows if line["step"] > last)
     held_out = [line["validation/loss"] for line in lines if "validation/loss" in line]
     return {"loss": held_out[-1] if held_out else trained, "training_loss": trained}
-
-
-def _clear(point: Point) -> None:
-    """Remove what a point that was killed has left. Raises `UserError` where it still runs."""
-    if is_locked(point.folder / "lock"):
-        raise UserError(f"{point.folder}: a run that an earlier start of this study began still goes on; wait for it")
-    shutil.rmtree(point.config.run)
 
 
 def _watch(process: subprocess.Popen[bytes], point: Point) -> int | None:

@@ -1,8 +1,8 @@
 """A study from its file to its table and plots.
 
 Contract: points that are in the table are not run again, unless they failed and it is asked for; a study that was
-stopped or killed goes on by the same command. What a point measured is kept as soon as it has ended. Points that were
-submitted to SLURM are never run here: what has ended is read, and what waits is told.
+stopped or killed goes on by the same command. What a point measured is kept as soon as it has ended. Points that
+wait or run under SLURM are left to it: what has ended is read, what no job will run any more is run again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from pairvpr_dist.scaling.study import (
     study_file,
     swept_keys,
 )
+from pairvpr_dist.scaling.study_figures import Drawn
 from pairvpr_dist.scaling.study_machine import library_memory, measure_machine
-from pairvpr_dist.scaling.study_plots import Drawn, draw_all
+from pairvpr_dist.scaling.study_plots import draw_all
 from pairvpr_dist.scaling.study_points import GIB, PointError, read_point, run_point
 from pairvpr_dist.scaling.study_table import (
     Row,
@@ -133,7 +134,8 @@ def measure_once(run: StudyRun) -> None:
     if run.study.gpu is not None or torch.cuda.is_available() or file.exists():
         return
     launches = [point.config.launch for point in run.points]
-    rates = measure_machine(launches[0].threads or 1, max(launch.processes for launch in launches))
+    share = max(1, (os.cpu_count() or 1) // launches[0].processes)  # as the launcher shares the cores out
+    rates = measure_machine(launches[0].threads or share, max(launch.processes for launch in launches))
     write_json(file, {**rates, "library_memory": float(library_memory())})
 
 

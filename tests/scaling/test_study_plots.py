@@ -10,7 +10,8 @@ from PIL import Image
 
 from pairvpr_dist.scaling import power_law
 from pairvpr_dist.scaling.study import Study
-from pairvpr_dist.scaling.study_plots import Drawn, draw_all, frontier_law, label_of, over_seeds, scaling_plot
+from pairvpr_dist.scaling.study_figures import Drawn, label_of
+from pairvpr_dist.scaling.study_plots import draw_all, frontier_law, over_seeds, scaling_plot
 from pairvpr_dist.scaling.study_table import BATCH, RANKS, with_efficiency
 
 RATES = {"threads": 1.0, "cores": 2.0, "flops": 3e10, "memory_rate": 1e10, "link_rate": 1e9}
@@ -47,7 +48,7 @@ def test_a_plot_is_drawn_where_the_rows_have_what_it_shows(tmp_path: Path) -> No
     assert [file.stem for file in files] == ["scaling", "memory", "mfu", "predicted"]
     for file in files:
         with Image.open(file) as picture:
-            assert picture.width > 1000
+            assert picture.width > 800
             assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     failed = [row | {"error": "out of memory"} for row in measured()]
     assert draw_all(tmp_path, Drawn(study(), failed, [RANKS], RATES)) == []

@@ -1,6 +1,6 @@
 """One way to run a stage on a GPU, and what is predicted of it.
 
-Contract: pure. Memory comes from `costs/`, the time of a step from `simulation.py`, the loader's from `loading.py`, what
+Contract: pure. Memory is from `costs/`, the time of a step from `simulation.py`, the loader's from `loading.py`, what
 failures undo from `failures.py`; here they become pace, hours and what binds. A property is computed when it is asked
 for: whether a candidate fits needs no simulation.
 """

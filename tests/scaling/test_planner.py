@@ -129,11 +129,12 @@ def test_the_fastest_come_first_and_the_best_is_about_as_fast(stage: str, world:
 @settings(deadline=None, max_examples=30)
 @given(stages, worlds, zeros, policies)
 def test_a_key_that_is_given_stays(stage: str, world: int, zero: int, policy: str) -> None:
-    parts = "train.accumulate=1" if stage == "stage1" else "objective.chunks=3"
+    chunks = 3 if policy == "none" else 1  # chunks and a policy are refused together
+    parts = "train.accumulate=1" if stage == "stage1" else f"objective.chunks={chunks}"
     found = planned(stage, world, GPUS["b200"], f"train.zero_stage={zero}", f"train.checkpointing={policy}", parts)
     for one in [*found.ranked, *found.rejected]:
         assert (one.config.train.zero_stage, one.config.train.checkpointing) == (zero, policy)
-        assert parts_of(one.config) == (1 if stage == "stage1" else 3)
+        assert parts_of(one.config) == (1 if stage == "stage1" else chunks)
 
 
 @settings(deadline=None, max_examples=30)
@@ -217,6 +218,13 @@ def test_parts_of_stage_2_are_powers_of_two_and_what_is_configured() -> None:
     config = config_of("stage2", 8, "objective.chunks=3", "data.places_per_batch=16")
     assert part_counts(config, 2, ()) == [1, 2, 3, 4, 8]
     assert part_counts(config, 2, ["objective.chunks"]) == [3]
+
+
+def test_chunks_and_a_policy_are_never_taken_together() -> None:
+    found = planned("stage2", 8, GPUS["h100"], "objective.chunks=3")
+    assert {one.config.train.checkpointing for one in [*found.ranked, *found.rejected]} == {"none"}
+    for one in planned("stage2", 8, GPUS["h100"]).ranked:
+        assert one.parts == 1 or one.config.train.checkpointing == "none"
 
 
 def test_auto_is_what_it_comes_to_on_a_gpu() -> None:

@@ -150,14 +150,24 @@ def _trained(name: str, forward: float) -> Layer:
 
 
 def _recomputed(config: TrainingConfig, layer: Layer) -> float:
-    """Operations of the layer's forward pass that the backward pass does again."""
+    """Operations of the layer's forward pass that the backward pass does again; selective checkpointing has none.
+
+    A block stops where its last activation is there again. For a decoder block this is before the last product of its
+    MLP, whose result is only added; the encoder's blocks scale theirs.
+    """
     again = 0.0
     if ".blocks." in layer.name and layer.trained and config.train.checkpointing == "full":
-        again += layer.forward
+        again += layer.forward - (_last_products(config) if layer.name.startswith("decoder") else 0.0)
     in_chunks = isinstance(config, Stage2Config) and config.objective.chunks > 1
     if in_chunks and layer.trained and layer.name not in ("encoder.embed", "descriptor_head"):
         again += layer.forward
     return again
+
+
+def _last_products(config: TrainingConfig) -> float:
+    """The second halves of a decoder block's MLP, over all pairs of a place."""
+    pairs, class_token = (1, 0) if isinstance(config, Stage1Config) else (2 * config.data.images_per_place, 1)
+    return pairs * product(patches_per_image(config.model) + class_token, 4 * config.model.decoder_dim**2)
 
 
 @cache

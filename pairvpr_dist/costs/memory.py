@@ -1,24 +1,25 @@
-"""Memory of a training process: model state under ZeRO, and activations of a place. Pure functions.
+"""Memory of a training process under ZeRO: pure functions of the configuration.
 
-Contract: bytes of one rank. Model state is what DeepSpeed holds at the end of the backward; activations are what
-autograd keeps between forward and backward, read off a forward without data (fake tensors: shapes, the kernels' own
-choice of what they keep, no memory). Left out: what kernels need while they run, and what the allocator cannot use.
+Contract: bytes of one rank. Model state is what DeepSpeed holds at the end of the backward pass, activations and what
+the backward pass needs beside them are those of costs/activations.py. Gradients count in full beside activations,
+though the last come when the first activations are gone. Left out: kernels' own work space, what the allocator cannot
+use, what NCCL and the driver hold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from pairvpr_dist.costs.zero import BUCKET, SMALL
-from pairvpr_dist.models.blocks import recomputed
+from pairvpr_dist.costs.activations import bytes_of_place
+from pairvpr_dist.costs.layers import layers
+from pairvpr_dist.costs.zero import BUCKET, SMALL, WHOLE, gathered_again
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.settings import PATCH, Stage1Config, TrainingConfig
+from pairvpr_dist.settings import Stage1Config, TrainingConfig
 
 FP32, BF16 = 4, 2  # bytes of a number
 MOMENTS = 2  # of AdamW
@@ -65,27 +66,39 @@ class ProcessMemory:
 
 def process_memory(config: TrainingConfig, bf16: bool, overlap: bool) -> ProcessMemory:
     """What each of `launch.processes` ranks needs for a step; `overlap`: DeepSpeed's overlap_comm, on with a GPU."""
-    world = config.launch.processes
-    places = config.data.places_per_batch / world / config.train.accumulate
-    state = model_state(count_numbers(config, SMALL), config.train.zero_stage, world, bf16, BUCKET, overlap)
-    return ProcessMemory(state, places * activation_bytes_per_place(config, bf16), 0.0)
+    world, parts, zero = config.launch.processes, config.train.accumulate, config.train.zero_stage
+    places = config.data.places_per_batch / world / parts
+    numbers, of_place = count_numbers(config, SMALL), bytes_of_place(config, bf16)
+    state = model_state(numbers, zero, world, bf16, BUCKET, overlap, parts)
+    activations = places * of_place.kept
+    backward = places * of_place.working + _exchanged(config, numbers, bf16)
+    update = _updated(numbers, zero, world, bf16)  # activations are gone by then
+    return ProcessMemory(state, activations, max(backward, update - activations))
+
+
+def activation_bytes_per_place(config: TrainingConfig, bf16: bool) -> float:
+    """What one more place of a micro-batch keeps on its rank between forward and backward."""
+    return bytes_of_place(config, bf16).kept
 
 
 def count_numbers(config: TrainingConfig, small_below: int) -> Numbers:
     """The numbers of a stage's model; `small_below`: ZeRO-3's persistence threshold."""
-    model = _shapes(config)
-    parameters = list(model.parameters())
+    dropped = isinstance(config, Stage1Config) and config.objective.drop_hidden
+    tensors = _tensors(_Model(config.stage, astuple(config.model), dropped, config))
     return Numbers(
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
-        frozen=sum(p.numel() for p in parameters if not p.requires_grad),
-        buffers=sum(b.numel() for b in model.buffers()),
-        small=sum(p.numel() for p in parameters if p.numel() < small_below),
+        trained=sum(n for n, trained in tensors.parameters if trained),
+        frozen=sum(n for n, trained in tensors.parameters if not trained),
+        buffers=tensors.buffers,
+        small=sum(n for n, _ in tensors.parameters if n < small_below),
     )
 
 
-def model_state(numbers: Numbers, zero_stage: int, world: int, bf16: bool, bucket: int, overlap: bool) -> ModelState:
-    """What a rank of `world` holds; `bucket`: numbers in one, `overlap`: there are two of them."""
+def model_state(
+    numbers: Numbers, zero_stage: int, world: int, bf16: bool, bucket: int, overlap: bool, parts: int = 1
+) -> ModelState:
+    """What a rank of `world` holds; `bucket`: numbers in one, `overlap`: there are two of them; `parts`: of a batch."""
     width = BF16 if bf16 else FP32
+    sums = FP32 if parts > 1 and zero_stage > 1 else width  # in which gradients of the parts are added up
     masters = bf16 or zero_stage > 0  # in fp32 without ZeRO, AdamW updates the parameters themselves
     share = 1 / world
     whole = numbers.trained + numbers.frozen
@@ -93,63 +106,58 @@ def model_state(numbers: Numbers, zero_stage: int, world: int, bf16: bool, bucke
     held = whole * share + small if zero_stage == 3 else whole
     divided_gradients = share if zero_stage > 1 else 1.0  # ZeRO-1 divides them when all are there
     divided = share if zero_stage > 0 else 1.0
-    buckets = {0: 0, 1: width, 2: width, 3: FP32}[zero_stage] * bucket * (2 if overlap and zero_stage in (1, 2) else 1)
+    buckets = {0: 0, 1: width, 2: sums, 3: FP32}[zero_stage] * bucket * (2 if overlap and zero_stage in (1, 2) else 1)
     return ModelState(
         parameters=held * width + numbers.buffers * FP32,
-        gradients=numbers.trained * width * divided_gradients,
+        gradients=numbers.trained * sums * divided_gradients,
         optimizer=numbers.trained * FP32 * (masters + MOMENTS) * divided,
         buckets=buckets,
     )
 
 
-def activation_bytes_per_place(config: TrainingConfig, bf16: bool, recompute: bool = False) -> float:
-    """What one more place of the batch keeps on its rank between forward and backward.
+def _exchanged(config: TrainingConfig, numbers: Numbers, bf16: bool) -> float:
+    """What ranks need in the backward pass to exchange gradients and, with ZeRO-3, weights."""
+    zero = config.train.zero_stage
+    if config.launch.processes == 1 or zero == 0:
+        return 0.0
+    width = BF16 if bf16 else FP32
+    bucket = min(BUCKET, numbers.trained)
+    sent = bucket * (width + (FP32 if bf16 else 0))  # laid end to end, and in fp32
+    if zero < 3:
+        return sent
+    divided = 1 - numbers.small / (numbers.trained + numbers.frozen)
+    kept = sum(layer.parameters for layer, again in gathered_again(layers(config)) if layer.trained and not again)
+    return sent + width * (divided * kept + min(BUCKET, numbers.trained))
 
-    `recompute`: what is kept of it where `objective.chunks` lets the backward pass compute activations again.
-    """
-    model = _shapes(config).to(torch.bfloat16 if bf16 else torch.float32)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")  # of no memory either; the kernels of no device keep other things
-        few, more = (saved_bytes(config, model, places, recompute) for places in (2, 4))
-    return (more - few) / 2
+
+def _updated(numbers: Numbers, zero_stage: int, world: int, bf16: bool) -> float:
+    """What the update needs: gradients in fp32, and without ZeRO those that are being reduced."""
+    width = BF16 if bf16 else FP32
+    if zero_stage == 0:
+        reduced = min(numbers.trained, WHOLE) * (width + (FP32 if bf16 else 0)) if world > 1 else 0.0
+        return max(reduced, numbers.trained * FP32 if bf16 else 0.0)
+    return numbers.trained * FP32 / world
 
 
-def _shapes(config: TrainingConfig) -> PairVPR:
-    """The model of a stage without memory, its untrained parts frozen."""
+@dataclass(frozen=True)
+class _Model:
+    """What the numbers of a stage's model depend on, of all that is in its configuration."""
+
+    stage: str
+    model: tuple[object, ...]
+    dropped: bool
+    config: TrainingConfig = field(compare=False)
+
+
+class _Tensors(NamedTuple):
+    parameters: list[tuple[int, bool]]  # numbers, and whether they are trained
+    buffers: int  # numbers
+
+
+@cache
+def _tensors(of: _Model) -> _Tensors:
+    """Of the model of a stage, which is built without memory."""
     with torch.device("meta"):
-        return build_objective(config, PairVPR(config.model), []).model
-
-
-def saved_bytes(config: TrainingConfig, model: PairVPR, places: int, recompute: bool = False) -> int:
-    """Bytes that autograd keeps of a forward of `places` places, beside the model's own; each storage once."""
-    own = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[StorageWeakRef, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = StorageWeakRef(tensor.untyped_storage())
-        if storage not in own:
-            kept[storage] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _forward(config, model, places, recompute)
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def _forward(config: TrainingConfig, model: PairVPR, places: int, recompute: bool) -> Tensor:
-    """The passes of the objective through its model, over images of no content."""
-    size, views = config.model.image_size, config.data.images_per_place
-    if isinstance(config, Stage1Config):
-        image, other = torch.zeros(2, places, 3, size, size)
-        mask = torch.zeros(places, (size // PATCH) ** 2, dtype=torch.bool)
-        hidden, drop = int(config.objective.mask_ratio * mask.shape[1]), config.objective.drop_hidden
-        return model.reconstruct_hidden(image, mask, other, hidden, drop=drop)[0].float().square().mean()
-    described = model.describe(torch.zeros(places * views, 3, size, size), recompute=recompute)
-    anchors = torch.arange(places * views).repeat(2)  # each with its hardest positive and its hardest negative
-
-    def score(dense: Tensor) -> Tensor:
-        return model.score_pairs(dense[anchors], dense[anchors.flip(0)])
-
-    scores = recomputed(score, described.dense) if recompute else score(described.dense)
-    return nn.functional.softplus(scores).mean() + described.descriptors.square().mean()
+        model = build_objective(of.config, PairVPR(of.config.model), []).model
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return _Tensors(sizes, sum(buffer.numel() for buffer in model.buffers()))

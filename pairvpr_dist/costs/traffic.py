@@ -1,8 +1,9 @@
 """What the ranks of a job send each other in a training step: pure functions of the configuration.
 
 Contract: the collectives of one optimizer step under each stage of ZeRO, and those of stage 2's objective, as
-DeepSpeed's and torch's calls make them. Sizes are those of messages as DeepSpeed's communication log counts them.
-Left out: what is below a thousandth (loss, norm, overflow, flags, metrics).
+DeepSpeed's and torch's calls make them. Sizes are those of messages as DeepSpeed's communication log counts them, but
+of a gather the whole, of which the log has a rank's own part. Left out: what is below a thousandth (loss, norm,
+overflow, flags, metrics, labels, sizes of an exchange, padding).
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pairvpr_dist.costs.layers import patches_per_image
+from pairvpr_dist.costs.layers import layers, patches_per_image
 from pairvpr_dist.costs.memory import BF16, FP32, count_numbers
-from pairvpr_dist.costs.zero import BUCKET, SMALL
+from pairvpr_dist.costs.zero import BUCKET, SMALL, WHOLE, gathered_again
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.settings import Stage1Config, Stage2Config, TrainingConfig
 
 PASSED_ON = {"all_reduce": 2.0}  # times that a ring passes a message on; all others once
-DEFAULT_ALLREDUCE = 500_000_000  # numbers in one of the engine's own reductions, without ZeRO
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Exchange:
 
     kind: str  # all_reduce, reduce_scatter, reduce, all_gather, broadcast or all_to_all
     phase: str  # forward, backward or update
-    bytes: float  # messages of one optimizer step, summed; of a gather or scatter the whole of it
+    bytes: float  # messages of one optimizer step, summed
     calls: int
 
     def wire(self, world: int) -> float:
@@ -43,12 +43,11 @@ def step_traffic(config: TrainingConfig, bf16: bool) -> list[Exchange]:
 
 
 def _below_zero_3(config: TrainingConfig, bf16: bool) -> list[Exchange]:
-    """Gradients are all-reduced, in fp32; of what a rank has updated all get a copy."""
+    """Gradients are all-reduced, in fp32, also where only one rank needs them; all get what a rank has updated."""
     numbers = count_numbers(config, SMALL)
     zero = config.train.zero_stage
     times = config.train.accumulate if zero == 2 else 1  # ZeRO-2 keeps no whole gradient between parts of a batch
-    bucket = BUCKET if zero else DEFAULT_ALLREDUCE
-    calls = times * math.ceil(numbers.trained / bucket)
+    calls = times * math.ceil(numbers.trained / (BUCKET if zero else WHOLE))
     exchanges = [Exchange("all_reduce", "backward", times * numbers.trained * FP32, calls)]
     if zero:
         exchanges.append(Exchange("all_gather", "update", numbers.trained * _width(bf16), 1))
@@ -56,15 +55,19 @@ def _below_zero_3(config: TrainingConfig, bf16: bool) -> list[Exchange]:
 
 
 def _zero_3(config: TrainingConfig, bf16: bool) -> list[Exchange]:
-    """Weights are gathered for each pass through them, and gradients scattered, in fp32."""
-    numbers = count_numbers(config, SMALL)
-    parts, large = config.train.accumulate, numbers.trained + numbers.frozen - numbers.small
-    calls = parts * math.ceil(large / BUCKET)
-    return [
-        Exchange("all_gather", "forward", parts * large * _width(bf16), calls),
-        Exchange("all_gather", "backward", parts * large * _width(bf16), calls),
-        Exchange("reduce_scatter", "backward", parts * numbers.trained * FP32, calls),
+    """Weights are gathered, again in the backward pass where they were not kept, and gradients scattered, in fp32."""
+    numbers, parts, width = count_numbers(config, SMALL), config.train.accumulate, _width(bf16)
+    divided = 1 - numbers.small / (numbers.trained + numbers.frozen)
+    weights = divided * sum(layer.parameters for layer in layers(config))
+    again = divided * sum(layer.parameters for layer, again in gathered_again(layers(config)) if again)
+    forward, backward, scattered = (parts * math.ceil(n / BUCKET) for n in (weights, again, numbers.trained))
+    found = [
+        Exchange("all_gather", "forward", parts * weights * width, forward),
+        Exchange("all_gather", "backward", parts * again * width, backward),
+        Exchange("reduce_scatter", "backward", parts * numbers.trained * FP32, scattered),
+        Exchange("all_gather", "update", numbers.small * width, 1),
     ]
+    return [exchange for exchange in found if exchange.bytes]
 
 
 def _objective(config: Stage2Config, bf16: bool) -> list[Exchange]:
@@ -73,7 +76,7 @@ def _objective(config: Stage2Config, bf16: bool) -> list[Exchange]:
     images = config.data.places_per_batch * config.data.images_per_place
     descriptors = images * model.descriptor_dim * FP32
     dense = patches_per_image(model) * preset(model.encoder).dim * _width(bf16)
-    fetched = _distinct_partners(images // world, world) * dense
+    fetched = _distinct_partners(images / world, world, config.data.images_per_place) * dense
     return [
         Exchange("all_gather", "forward", descriptors, 1),
         Exchange("all_to_all", "forward", fetched, 1),
@@ -82,15 +85,15 @@ def _objective(config: Stage2Config, bf16: bool) -> list[Exchange]:
     ]
 
 
-def _distinct_partners(own: int, world: int) -> float:
-    """Images that a rank of `own` anchors wants, itself among those asked.
+def _distinct_partners(own: float, world: int, of_place: int) -> float:
+    """Images that a rank of `own` anchors wants, each once; what it has itself is asked for as well.
 
-    A positive is of the anchor's place, so the rank's own, and with few images a place all are some anchor's. A
-    negative may be any image: of n drawn from m, m (1 - (1 - 1/m)^n) are distinct.
+    Partners are taken to be drawn at random: positives among the other images of the place, which the rank has,
+    negatives among all. In training many anchors can share a hard negative, so this is the upper end.
     """
-    everywhere = own * world
-    negatives = everywhere * (1 - (1 - 1 / everywhere) ** own)
-    return own * 0.7 + negatives * (1 - 0.7 / world)
+    positive = 1 - ((of_place - 2) / (of_place - 1)) ** (of_place - 1)  # an image is that of some anchor
+    negative = 1 - (1 - 1 / (own * world)) ** own
+    return own * (1 - (1 - positive) * (1 - negative)) + own * (world - 1) * negative
 
 
 def _width(bf16: bool) -> int:

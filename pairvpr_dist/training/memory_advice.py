@@ -9,47 +9,27 @@ from __future__ import annotations
 import gc
 import resource
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import psutil
 import torch
 
-from pairvpr_dist.costs.memory import Numbers, activation_bytes_per_place, count_numbers, model_state
+from pairvpr_dist.costs.memory import ProcessMemory, process_memory
 from pairvpr_dist.distributed import rank
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import Stage2Config, TrainingConfig
-from pairvpr_dist.training.deepspeed_config import deepspeed_config, uses_bf16
+from pairvpr_dist.settings import CHECKPOINTING, Stage2Config, TrainingConfig
+from pairvpr_dist.training.deepspeed_config import uses_bf16
 
 GIB = 2**30
 USABLE = 0.9  # of the memory; the rest is kernels' work space and gaps
 MOST_PROCESSES = 4096
 SIGNS = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-
-@dataclass(frozen=True)
-class Needs:
-    """What a rank needs at given settings, in bytes."""
-
-    numbers: Numbers
-    per_place: float  # activations
-    kept: float  # what stays of them for a place where they are computed again chunk by chunk
-    bf16: bool
-    bucket: int
-    overlap: bool
-    chunks: int = 1
-
-    def total(self, places: int, zero_stage: int, world: int) -> float:
-        """With `places` of the batch on each of `world` ranks."""
-        return self.state(zero_stage, world) + places * self.of_place
-
-    @property
-    def of_place(self) -> float:
-        """What a place takes, one chunk at a time."""
-        return self.per_place if self.chunks == 1 else self.kept + self.per_place / self.chunks
-
-    def state(self, zero_stage: int, world: int) -> float:
-        """Whatever the batch."""
-        return model_state(self.numbers, zero_stage, world, self.bf16, self.bucket, self.overlap).total
+Estimate = Callable[[TrainingConfig], ProcessMemory]
+Candidates = Iterator[tuple[TrainingConfig, str]]  # settings and how to say them
 
 
 def explain(error: BaseException, config: TrainingConfig, world: int) -> UserError | None:
@@ -59,8 +39,10 @@ def explain(error: BaseException, config: TrainingConfig, world: int) -> UserErr
     traceback.clear_frames(error.__traceback__)
     gc.collect()
     has = room()
-    where = f"GPU {torch.cuda.current_device()}" if torch.cuda.is_available() else "the CPU's memory"
-    said = advice(config, world, needs_of(config, world), has)
+    on_gpu = torch.cuda.is_available()
+    where = f"GPU {torch.cuda.current_device()}" if on_gpu else "the CPU's memory"
+    estimate = partial(process_memory, bf16=uses_bf16(config), overlap=on_gpu)
+    said = advice(changed(config, "launch", processes=world), estimate, has)
     return UserError(f"out of memory on rank {rank()} ({where}): {said}")
 
 
@@ -69,21 +51,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
-
-
-def needs_of(config: TrainingConfig, world: int) -> Needs:
-    """The estimate for a run."""
-    bf16 = uses_bf16(config)
-    zero = deepspeed_config(config, bf16, world)["zero_optimization"]
-    return Needs(
-        numbers=count_numbers(config, zero["stage3_param_persistence_threshold"]),
-        per_place=activation_bytes_per_place(config, bf16),
-        kept=activation_bytes_per_place(config, bf16, recompute=True) if isinstance(config, Stage2Config) else 0,
-        bf16=bf16,
-        bucket=zero["reduce_bucket_size"],
-        overlap=zero["overlap_comm"],
-        chunks=config.objective.chunks if isinstance(config, Stage2Config) else 1,
-    )
 
 
 def room() -> float:
@@ -99,61 +66,83 @@ def room() -> float:
     return max(0.0, free) + sum(held.values())
 
 
-def advice(config: TrainingConfig, world: int, needs: Needs, room: float) -> str:
-    """What is needed, what there is, and the nearest settings that fit. Pure."""
-    zero, batch = config.train.zero_stage, config.data.places_per_batch
-    places, usable = batch // world, USABLE * room
-    state = needs.state(zero, world)
-    # It did not fit: where the estimate says that it does, a place takes more than estimated.
-    more = max(1.0, (usable - state) / (places * needs.of_place))
-    needs = replace(needs, per_place=more * needs.per_place, kept=more * needs.kept)
-    fitting = [
-        _more_chunks(config, world, needs, usable),
-        _more_processes(config, world, needs, usable),
-        _higher_zero_stage(config, world, needs, usable),
-        _fewer_places(config, world, needs, usable),
-    ]
+def changed(config: TrainingConfig, section: str, **values: Any) -> TrainingConfig:
+    """The configuration with other values in one section. Pure."""
+    section_of: Any = {section: replace(getattr(config, section), **values)}
+    return replace(config, **section_of)
+
+
+def advice(config: TrainingConfig, estimate: Estimate, room: float) -> str:
+    """What is needed, what there is, and the nearest settings that fit. Pure, but for `estimate`."""
+    needs, usable = estimate(config), USABLE * room
+    state, batch = needs.state.total, needs.activations + needs.working
+    # It did not fit: where the estimate says that it does, a batch takes more than estimated.
+    more = max(1.0, (usable - state) / batch)
+
+    def needed(tried: TrainingConfig) -> float:
+        found = estimate(tried)
+        return found.state.total + more * (found.activations + found.working)
+
+    kinds = (_more_parts, _checkpointing, _more_processes, _higher_zero_stage, _fewer_places)
+    fitting = (next((said for tried, said in kind(config) if needed(tried) < usable), None) for kind in kinds)
     said = " or ".join(line for line in fitting if line) or "only a smaller model or image"
+    places = _places(config)
+    of_place = more * batch / places / GIB
     return (
-        f"a process needs about {needs.total(places, zero, world) / GIB:.3g} GiB ({state / GIB:.3g} of model state at "
-        f"train.zero_stage={zero}, {needs.of_place / GIB:.3g} for each of {places} places) and has {room / GIB:.3g}; "
-        f"what fits: {said}"
+        f"a process needs about {needed(config) / GIB:.3g} GiB ({state / GIB:.3g} of model state at "
+        f"train.zero_stage={config.train.zero_stage}, {of_place:.3g} for each of {places} places) and "
+        f"has {room / GIB:.3g}; what fits: {said}"
     )
 
 
-def _more_chunks(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
-    if not isinstance(config, Stage2Config):
-        return None
-    zero, places = config.train.zero_stage, config.data.places_per_batch // world
-    for chunks in range(needs.chunks + 1, places * config.data.images_per_place + 1):
-        if replace(needs, chunks=chunks).total(places, zero, world) < usable:
-            return f"objective.chunks={chunks} for the same result, more slowly"
-    return None
+def _places(config: TrainingConfig) -> int:
+    """Places that a process has at a time."""
+    return config.data.places_per_batch // config.launch.processes // config.train.accumulate
 
 
-def _least_places(config: TrainingConfig, world: int) -> int:
-    return 2 if isinstance(config, Stage2Config) and world == 1 else 1  # stage 2 mines negatives in the batch
+def _more_parts(config: TrainingConfig) -> Candidates:
+    """The same batch in more parts."""
+    places = _places(config)
+    if isinstance(config, Stage2Config):
+        for chunks in range(config.objective.chunks + 1, places * config.data.images_per_place + 1):
+            yield (
+                changed(config, "objective", chunks=chunks),
+                f"objective.chunks={chunks} for the same result, more slowly",
+            )
+        return
+    for times in range(2, places + 1):
+        if places % times == 0:
+            parts = times * config.train.accumulate
+            yield changed(config, "train", accumulate=parts), f"train.accumulate={parts} for the same batch, in parts"
 
 
-def _more_processes(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
-    batch, zero = config.data.places_per_batch, config.train.zero_stage
-    for more in range(world + 1, min(batch, MOST_PROCESSES) + 1):
-        if batch % more == 0 and needs.total(batch // more, zero, more) < usable:
-            return f"launch.processes={more} for the same batch, each with as much memory"
-    return None
+def _checkpointing(config: TrainingConfig) -> Candidates:
+    """Activations computed again."""
+    for policy in CHECKPOINTING[CHECKPOINTING.index(config.train.checkpointing) + 1 :]:
+        said = f"train.checkpointing={policy} for the same result, more slowly"
+        yield changed(config, "train", checkpointing=policy), said
 
 
-def _higher_zero_stage(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
-    places = config.data.places_per_batch // world
+def _more_processes(config: TrainingConfig) -> Candidates:
+    """The same batch over more of them."""
+    batch, parts = config.data.places_per_batch, config.train.accumulate
+    for more in range(config.launch.processes + 1, min(batch, MOST_PROCESSES) + 1):
+        if batch % (more * parts) == 0:
+            said = f"launch.processes={more} for the same batch, each with as much memory"
+            yield changed(config, "launch", processes=more), said
+
+
+def _higher_zero_stage(config: TrainingConfig) -> Candidates:
+    """More of the model state divided."""
     for zero in range(config.train.zero_stage + 1, 4):
-        if needs.total(places, zero, world) < usable:
-            return f"train.zero_stage={zero}"
-    return None
+        yield changed(config, "train", zero_stage=zero), f"train.zero_stage={zero}"
 
 
-def _fewer_places(config: TrainingConfig, world: int, needs: Needs, usable: float) -> str | None:
+def _fewer_places(config: TrainingConfig) -> Candidates:
     """A smaller batch is another run: its loss and its learning rate differ."""
-    for places in range(config.data.places_per_batch // world - 1, _least_places(config, world) - 1, -1):
-        if needs.total(places, config.train.zero_stage, world) < usable:
-            return f"data.places_per_batch={places * world} ({places} a process; in a new run)"
-    return None
+    world, parts = config.launch.processes, config.train.accumulate
+    least = 2 if isinstance(config, Stage2Config) and world == 1 else 1  # stage 2 mines negatives in the batch
+    for places in range(_places(config) - 1, least - 1, -1):
+        batch = places * world * parts
+        said = f"data.places_per_batch={batch} ({places * parts} a process; in a new run)"
+        yield changed(config, "data", places_per_batch=batch), said

@@ -12,13 +12,16 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.flops import (
     decoder_flops,
     encoder_flops,
+    executed_flops_per_place,
     rerank_pair_flops,
     similarity_flops,
     training_flops_per_place,
 )
+from pairvpr_dist.models.blocks import recomputed
 from pairvpr_dist.models.pair_scorer import PairScorer
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.objectives import build_objective
+from pairvpr_dist.settings import Stage1Config, TrainingConfig
 
 SIZES = ("tiny", "vits", "vitb", "vitl", "vitg")
 PLACES = 2
@@ -30,17 +33,26 @@ def config_of(stage: str, size: str, *changes: str) -> TrainingConfig:
 
 def counted_step(config: TrainingConfig) -> float:
     """Operations a place, as torch counts them while the model of a stage runs forward and backward."""
+    size, views = config.model.image_size, config.data.images_per_place
     with torch.device("meta"):
-        model = PairVPR(config.model)
-        images = torch.empty(PLACES, config.data.images_per_place, 3, config.model.image_size, config.model.image_size)
-        mask = torch.empty(PLACES, (config.model.image_size // 14) ** 2, dtype=torch.bool)
+        model = build_objective(config, PairVPR(config.model), []).model
+        images = torch.empty(PLACES, views, 3, size, size)
+        mask = torch.empty(PLACES, (size // 14) ** 2, dtype=torch.bool)
+        anchors = torch.arange(PLACES * views).repeat(2)
+    model.run_blocks(config.train.checkpointing)
     with FlopCounterMode(display=False) as counter:
-        if config.stage == "stage1":
-            model.reconstruct(images[:, 0], mask, images[:, 1]).sum().backward()
+        if isinstance(config, Stage1Config):
+            hidden, drop = int(config.objective.mask_ratio * mask.shape[1]), config.objective.drop_hidden
+            model.reconstruct_hidden(images[:, 0], mask, images[:, 1], hidden, drop=drop)[0].sum().backward()
         else:
-            described = model.describe(images.flatten(0, 1))
-            twice = torch.cat([described.dense, described.dense])
-            (model.score_pairs(twice, twice).sum() + described.descriptors.sum()).backward()
+            again = config.objective.chunks > 1
+            described = model.describe(images.flatten(0, 1), recompute=again)
+
+            def score(dense: torch.Tensor) -> torch.Tensor:
+                return model.score_pairs(dense[anchors], dense[anchors])
+
+            scores = recomputed(score, described.dense) if again else score(described.dense)
+            (scores.sum() + described.descriptors.sum()).backward()
     return counter.get_total_flops() / PLACES
 
 
@@ -49,12 +61,30 @@ def counted_step(config: TrainingConfig) -> float:
 def test_a_step_costs_what_torch_counts(stage: str, size: str) -> None:
     config = config_of(stage, size)
     assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
+    assert executed_flops_per_place(config) == training_flops_per_place(config)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 3])
 def test_frozen_blocks_run_forward_only(frozen: int) -> None:
     config = config_of("stage1", "tiny", f"model.frozen_blocks={frozen}")
     assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
+
+
+@pytest.mark.parametrize("size", ["tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])])
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("stage1", ["objective.drop_hidden=true"]),
+        ("stage1", ["train.checkpointing=selective"]),
+        ("stage1", ["train.checkpointing=full"]),
+        ("stage2", ["train.checkpointing=full"]),
+        ("stage2", ["objective.chunks=4"]),
+        ("stage2", ["objective.chunks=4", "train.checkpointing=full"]),
+    ],
+)
+def test_what_is_computed_again_is_counted(stage: str, changes: list[str], size: str) -> None:
+    config = config_of(stage, size, *changes)
+    assert executed_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 12])

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_program import BUCKET, configuration
 from small_runs import run_program, small_config
-from torch.profiler import ProfilerActivity, profile
 
 from pairvpr_dist.config import load_config
-from pairvpr_dist.costs.memory import FP32, Numbers, activation_bytes_per_place, count_numbers, model_state
-from pairvpr_dist.data.loader import Batch
-from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.objectives.base import Objective
-from pairvpr_dist.settings import TrainingConfig
+from pairvpr_dist.costs.memory import FP32, Numbers, ProcessMemory, count_numbers, model_state, process_memory
+from pairvpr_dist.settings import CHECKPOINTING, TrainingConfig
 from shards.build import main as build
 
 GIB = 2**30
@@ -44,54 +40,27 @@ def test_model_state_is_what_deepspeed_holds(world: int, tmp_path: Path) -> None
             assert held == pytest.approx(state.total + kept_for_checkpoints, rel=0.05), row
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("frozen_blocks", [0, 2])
-def test_activations_are_what_a_forward_allocates(stage: str, frozen_blocks: int) -> None:
-    config = small_config(stage, NOWHERE, NOWHERE, [f"model.frozen_blocks={frozen_blocks}"])
-    torch.manual_seed(0)
-    objective = build_objective(config, PairVPR(config.model), [])
-    few, more = (allocated(objective, batch(config, places)) for places in (4, 8))
-    assert activation_bytes_per_place(config, bf16=False) == pytest.approx((more - few) / 4, rel=0.08)
-
-
-@pytest.mark.parametrize("frozen_blocks", [0, 2])
-def test_what_stays_of_activations_in_chunks_is_little(frozen_blocks: int) -> None:
-    changes = [f"model.frozen_blocks={frozen_blocks}", "objective.chunks=4"]
-    config = small_config("stage2", NOWHERE, NOWHERE, changes)
-    torch.manual_seed(0)
-    objective = build_objective(config, PairVPR(config.model), [])
-    few, more = (allocated(objective, batch(config, places)) for places in (4, 8))
-    kept = activation_bytes_per_place(config, bf16=False, recompute=True)
-    whole = activation_bytes_per_place(config, bf16=False)
-    assert kept < 0.1 * whole
-    assert kept == pytest.approx((more - few) / 4, abs=0.03 * whole)  # a copy of the dense features is not in it
-
-
-def batch(config: TrainingConfig, places: int) -> Batch:
-    views, size = config.data.images_per_place, config.model.image_size
-    return Batch(
-        torch.randint(0, 256, (places, views, 3, size, size), dtype=torch.uint8),
-        torch.randint(0, 2**60, (places, views)),
-        torch.arange(places),
-        torch.zeros(places, dtype=torch.int64),
-    )
-
-
-def allocated(objective: Objective, batch: Batch) -> int:
-    """Bytes that a forward allocates and does not give back while its loss lives, as the profiler counts them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        loss, _ = objective(batch, 0)
-    assert loss.requires_grad
-    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
-
-
 def test_vit_g_needs_what_was_derived_by_hand() -> None:
-    config = load_config("stage1", "vitg", ["data.shards=x", "run=y"])
+    config = load_config("stage1", "vitg", ["data.shards=x", "run=y", "launch.processes=8"])
     numbers = count_numbers(config, SMALL_BELOW)
     assert numbers.trained == pytest.approx(0.68e9, rel=0.01)
     state = model_state(numbers, zero_stage=2, world=8, bf16=True, bucket=0, overlap=True)
     assert state.optimizer == numbers.trained * 12 / 8
-    assert 0.4 * GIB < activation_bytes_per_place(config, bf16=True) < 1.0 * GIB
+    assert 50 * GIB < process_memory(config, bf16=True, overlap=True).total < 110 * GIB
+
+
+def test_less_is_held_where_more_is_computed_again_or_divided() -> None:
+    config = small_config("stage1", NOWHERE, NOWHERE, ["launch.processes=2", "data.places_per_batch=48"])
+    parted = replace(config, train=replace(config.train, accumulate=4))
+    assert held(config, accumulate=4).activations == held(config, accumulate=1).activations / 4
+    assert held(parted, zero_stage=3).state.total < held(parted, zero_stage=1).state.total
+    none, selective, full = (held(config, checkpointing=policy) for policy in CHECKPOINTING)
+    assert none.activations > selective.activations > full.activations
+    assert none.total > full.total
+
+
+def held(config: TrainingConfig, **train: Any) -> ProcessMemory:
+    return process_memory(replace(config, train=replace(config.train, **train)), bf16=False, overlap=False)
 
 
 @given(NUMBERS, st.integers(1, 512), st.booleans())

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from hypothesis import strategies as st
 from small_runs import small_config
 
 from pairvpr_dist.config import load_config
-from pairvpr_dist.costs.memory import Numbers
-from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training.memory_advice import GIB, USABLE, Needs, advice, explain, is_out_of_memory
+from pairvpr_dist.costs.memory import Numbers, ProcessMemory, model_state
+from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.training.memory_advice import GIB, USABLE, Estimate, advice, changed, explain, is_out_of_memory
 
 PROGRAM = Path(__file__).parent / "out_of_memory_program.py"
 MEBIBYTES, PLACES = 500, 600
@@ -53,75 +52,95 @@ def test_a_process_that_runs_out_is_told_a_batch_that_fits() -> None:
     assert fits.returncode == 0, fits.stderr
 
 
-def needs(trained: int = 10**9, per_place: float = GIB, bucket: int = 0, chunks: int = 1) -> Needs:
-    numbers = Numbers(trained, 0, 0, 0)
-    return Needs(numbers, per_place, per_place / 10, bf16=True, bucket=bucket, overlap=False, chunks=chunks)
+POLICIES = {"none": 1.0, "selective": 0.6, "full": 0.2}  # of the activations
 
 
-def config_of(batch: int, zero: int, stage: str = "stage1") -> TrainingConfig:
-    changes = ["data.shards=x", "run=y", f"data.places_per_batch={batch}", f"train.zero_stage={zero}"]
-    return load_config(stage, "vitb", changes + (["init.model=z"] if stage == "stage2" else []))
+def needs(trained: int = 10**9, per_place: float = GIB, bucket: int = 0) -> Estimate:
+    """A model of so many numbers, of which a place takes so many bytes."""
+
+    def estimate(config: TrainingConfig) -> ProcessMemory:
+        world, train = config.launch.processes, config.train
+        state = model_state(Numbers(trained, 0, 0, 0), train.zero_stage, world, True, bucket, overlap=False)
+        whole = config.data.places_per_batch / world / train.accumulate * per_place
+        chunks = config.objective.chunks if isinstance(config, Stage2Config) else 1
+        return ProcessMemory(state, POLICIES[train.checkpointing] * whole / chunks, 0.0)
+
+    return estimate
+
+
+def config_of(batch: int, zero: int, stage: str = "stage1", processes: int = 2, *changes: str) -> TrainingConfig:
+    given = ["data.shards=x", "run=y", f"data.places_per_batch={batch}", f"train.zero_stage={zero}"]
+    return load_config(stage, "vitb", [*given, f"launch.processes={processes}", *changes])
 
 
 def test_all_that_fits_is_said() -> None:
-    said = advice(config_of(64, zero=0), world=2, needs=needs(), room=40 * GIB)
+    said = advice(config_of(64, zero=0), needs(), room=40 * GIB)
     assert said == (
         "a process needs about 46.9 GiB (14.9 of model state at train.zero_stage=0, 1 for each of 32 places) and has "
-        "40; what fits: launch.processes=4 for the same batch, each with as much memory or "
+        "40; what fits: train.accumulate=2 for the same batch, in parts or "
+        "train.checkpointing=selective for the same result, more slowly or "
+        "launch.processes=4 for the same batch, each with as much memory or "
         "data.places_per_batch=42 (21 a process; in a new run)"
     )
-    assert "or train.zero_stage=1 or" in advice(config_of(48, zero=0), world=4, needs=needs(), room=25 * GIB)
+    assert "or train.zero_stage=1 or" in advice(config_of(48, 0, processes=4), needs(), room=25 * GIB)
+
+
+def test_more_is_computed_again_where_that_is_not_enough() -> None:
+    said = advice(config_of(64, zero=0), needs(), room=30 * GIB)
+    assert "train.accumulate=4 " in said
+    assert "train.checkpointing=full " in said
+    last = config_of(64, 0, "stage1", 2, "train.accumulate=32", "train.checkpointing=full")
+    assert "accumulate" not in advice(last, needs(), room=10 * GIB)
+    assert "checkpointing" not in advice(last, needs(), room=10 * GIB)
 
 
 def test_where_the_estimate_had_fitted_less_is_advised_all_the_same() -> None:
-    said = advice(config_of(64, zero=2), world=2, needs=needs(), room=400 * GIB)
+    said = advice(config_of(64, zero=2), needs(), room=400 * GIB)
     assert "data.places_per_batch=62" in said
 
 
 def test_a_model_that_is_too_large_is_said_to_be() -> None:
-    said = advice(config_of(2, zero=3), world=2, needs=needs(bucket=10**10), room=GIB)
+    said = advice(config_of(2, zero=3), needs(bucket=10**10), room=GIB)
     assert said.endswith("what fits: only a smaller model or image")
 
 
 def test_stage_2_can_be_computed_in_chunks() -> None:
-    config = config_of(64, zero=0, stage="stage2")
-    said = advice(config, world=2, needs=needs(), room=30 * GIB)
+    config, usable = config_of(64, zero=0, stage="stage2"), USABLE * 30 * GIB
+    said = advice(config, needs(), room=30 * GIB)
     chunks = int(re.findall(r"what fits: objective\.chunks=(\d+) for the same result", said)[0])
-    usable = USABLE * 30 * GIB
-    assert needs(chunks=chunks).total(32, 0, 2) < usable <= needs(chunks=chunks - 1).total(32, 0, 2)
-    assert "objective.chunks" not in advice(config_of(64, zero=0), world=2, needs=needs(), room=30 * GIB)
+    enough, less = (needs()(changed(config, "objective", chunks=n)).total for n in (chunks, chunks - 1))
+    assert enough < usable <= less
+    assert "train.accumulate" not in said
+    assert "objective.chunks" not in advice(config_of(64, zero=0), needs(), room=30 * GIB)
 
 
 def test_stage_2_alone_keeps_two_places() -> None:
-    said = advice(config_of(2, zero=3, stage="stage2"), world=1, needs=needs(per_place=4 * GIB), room=20.5 * GIB)
+    said = advice(config_of(2, 3, "stage2", processes=1), needs(per_place=4 * GIB), room=20.5 * GIB)
     assert "places_per_batch" not in said
 
 
 @settings(deadline=None, max_examples=50)
 @given(
-    batch=st.integers(1, 64), share=st.integers(1, 8), zero=st.integers(0, 3), room=st.floats(1, 200),
-    per_place=st.floats(0.01, 4),
+    batch=st.integers(1, 64), share=st.integers(1, 8), zero=st.integers(0, 3), parts=st.integers(1, 3),
+    room=st.floats(1, 200), per_place=st.floats(0.01, 4),
 )  # fmt: skip
 def test_what_is_said_to_fit_fits_by_the_estimate(
-    batch: int, share: int, zero: int, room: float, per_place: float
+    batch: int, share: int, zero: int, parts: int, room: float, per_place: float
 ) -> None:
-    config, need = config_of(64, 0), needs(per_place=per_place * GIB)
-    config = replace(
-        config,
-        data=replace(config.data, places_per_batch=batch * share),
-        train=replace(config.train, zero_stage=zero),
-    )
-    said = advice(config, share, need, room * GIB)
-    usable = USABLE * room * GIB
-    if match := re.search(r"launch\.processes=(\d+)", said):
-        more = int(match[1])
-        assert batch * share % more == 0
-        assert need.total(batch * share // more, zero, more) < usable
-    if match := re.search(r"or train\.zero_stage=(\d)", said):
-        assert need.total(batch, int(match[1]), share) < usable
-    if match := re.search(r"data\.places_per_batch=(\d+)", said):
-        assert int(match[1]) % share == 0
-        assert need.total(int(match[1]) // share, zero, share) < usable
+    estimate = needs(per_place=per_place * GIB)
+    config = changed(config_of(64, 0), "data", places_per_batch=batch * share * parts)
+    config = changed(changed(config, "launch", processes=share), "train", zero_stage=zero, accumulate=parts)
+    said = advice(config, estimate, room * GIB)
+    for pattern, section in (
+        (r"launch\.(processes)=(\d+)", "launch"),
+        (r"train\.(zero_stage)=(\d)(?! of|,)", "train"),
+        (r"train\.(accumulate)=(\d+)", "train"),
+        (r"data\.(places_per_batch)=(\d+)", "data"),
+    ):
+        for key, value in re.findall(pattern, said.partition("what fits: ")[2]):
+            advised = changed(config, section, **{key: int(value)})
+            assert estimate(advised).total < USABLE * room * GIB
+            assert advised.data.places_per_batch % (advised.launch.processes * advised.train.accumulate) == 0
 
 
 def test_other_errors_are_left_alone() -> None:

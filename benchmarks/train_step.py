@@ -111,7 +111,7 @@ def measure(plain: Worker, ours: Worker, config: TrainingConfig, kind: str, args
         "checkpointing=selective": ("selective", auto),
         "checkpointing=full": ("full", auto),
     }
-    for compiled in () if args.no_compile else ("off", "blocks", *(["graphs"] if kind == "cuda" else [])):
+    for compiled in () if args.no_compile else ("none", "blocks", *(["graphs"] if kind == "cuda" else [])):
         if compiled != auto:
             ways[f"compile={compiled}"] = (config.train.checkpointing, compiled)
     yield from take_turns(plain, ours, config, ways, kind, args.rounds)

@@ -34,6 +34,8 @@ def start(store: dist.Store | None = None) -> torch.device:
 
     import deepspeed  # slow to import, and a rank that waits for others need not wait for that first
 
+    # DeepSpeed would compile it at the first start on a CPU, for a sum in inference that training never asks for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 

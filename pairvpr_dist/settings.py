@@ -13,7 +13,7 @@ from pairvpr_dist.errors import UserError
 
 INDEXES = ("flat", "ivf", "hnsw")
 CHECKPOINTING = ("none", "selective", "full")
-COMPILE = ("auto", "off", "blocks", "graphs")
+COMPILE = ("auto", "none", "blocks", "graphs")
 PATCH = 14  # pixels, the side of a DINOv2 patch
 
 
@@ -211,7 +211,7 @@ class TrainConfig:
     precision: str  # auto (bf16 on GPU, fp32 on CPU), bf16 or fp32
     accumulate: int  # a rank's batch passes in so many parts before an update; stage 2 has objective.chunks for that
     checkpointing: str  # activations that the backward pass computes again: none, selective (all but products), full
-    compile: str  # auto (blocks on a GPU below ZeRO-3, else off), off, blocks, or graphs (blocks in CUDA graphs)
+    compile: str  # auto (blocks on a GPU below ZeRO-3, else none), none, blocks, or graphs (blocks in CUDA graphs)
     log_every: int  # steps between two lines of metrics.jsonl
     validate_every: int  # steps between two validations; 0: only at the end
     checkpoint_every: int  # steps between two checkpoints; one is always written at the end
@@ -360,7 +360,7 @@ class Stage2Config(RunConfig):
                  "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
         # Selective checkpointing inside a chunk that is itself computed again gave other gradients with torch 2.15.
         _require(self.objective.chunks == 1 or self.train.checkpointing == "none", "train.checkpointing",
-                 self.train.checkpointing, "objective.chunks computes activations again already; take one of them")  # fmt: skip
+                 self.train.checkpointing, "objective.chunks has activations computed again; take one")  # fmt: skip
 
 
 @dataclass

@@ -23,7 +23,6 @@ import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from pairvpr_dist.data.decoding import upright_rgb
 from pairvpr_dist.data.shard_format import COLUMN, MAX_PIXELS
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -165,6 +164,8 @@ def _jpeg(content: bytes, panorama: bool | None, options: ImageOptions) -> tuple
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
         picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+    from pairvpr_dist.data.decoding import upright_rgb  # brings PyTorch, which --help and verifying do without
+
     with picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise TooLargeError

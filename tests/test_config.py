@@ -195,7 +195,7 @@ def test_an_unknown_stage_or_size_names_the_nearest() -> None:
         ("train.precision=fp16", "auto, bf16 or fp32"),
         ("train.accumulate=0", "train.accumulate"),
         ("train.checkpointing=some", "none, selective, full"),
-        ("train.compile=on", "auto, off, blocks, graphs"),
+        ("train.compile=off", "auto, none, blocks, graphs"),
         ("train.log_every=0", "train.log_every"),
         ("launch.processes=0", "launch.processes"),
     ],

@@ -43,7 +43,7 @@ class Case:
     def config(self, places: int | None = None) -> TrainingConfig:
         """The run at so many places a batch; none: as configured."""
         config: TrainingConfig = load_config(self.stage, self.size, ["data.shards=none"])
-        train = replace(config.train, compile="off", checkpointing=self.checkpointing)
+        train = replace(config.train, compile="none", checkpointing=self.checkpointing)
         data = replace(config.data, places_per_batch=places or config.data.places_per_batch)
         return replace(config, train=train, data=data)
 

@@ -93,7 +93,7 @@ def rendered(config: TrainingConfig) -> Batch:
 
 def train(steps: Steps, config: TrainingConfig, batch: Batch, precision: str, updates: int) -> Seen:
     """An engine's life in one precision."""
-    steps.build(replace(config, train=replace(config.train, precision=precision, compile="off", zero_stage=2)))
+    steps.build(replace(config, train=replace(config.train, precision=precision, compile="none", zero_stage=2)))
     engine = steps.step
     loss, _ = engine.forward(batch, LATE)
     engine.engine.backward(loss)

@@ -16,7 +16,7 @@ from benchmarks.train_step import OURS, configured, fit, report, take_turns
 from pairvpr_dist.training.deepspeed_config import compiled_blocks
 
 GIB = 2**30
-COMPARED = {OURS: "auto", "compile=off": "off", "compile=graphs": "graphs"}  # ways that blocks are run
+COMPARED = {OURS: "auto", "compile=none": "none", "compile=graphs": "graphs"}  # ways that blocks are run
 PLACES = {"stage1": 128, "stage2": 32}  # in the first batch that is tried
 CASES = (  # whether blocks are also run in other ways, which must be compiled first
     ("vitg", "stage1", True),

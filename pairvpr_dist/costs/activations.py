@@ -66,7 +66,7 @@ def bytes_of_place(config: TrainingConfig, bf16: bool) -> PlaceBytes:
     says, so compilation changes something only without it.
     """
     auto = bf16 and config.train.zero_stage < 3
-    compiled = {"auto": auto, "off": False}.get(config.train.compile, True)
+    compiled = {"auto": auto, "none": False}.get(config.train.compile, True)
     chunks = 1 if isinstance(config, Stage1Config) else config.objective.chunks
     passes = _Passes(
         model=astuple(config.model),

@@ -18,7 +18,7 @@ from pairvpr_dist.files import new_folder, write_text
 from pairvpr_dist.interop.sources import ENCODER_ONLY, FROM_SCRATCH, KEPT, RESULTS, Source
 from pairvpr_dist.models.card import model_card
 from pairvpr_dist.models.released import HEAD_WIDTH, to_released
-from pairvpr_dist.retrieval.evaluate import read_results
+from pairvpr_dist.retrieval.results import read_results
 
 RELEASED = "pairvpr.pth"
 CALIBRATION = "calibration"  # of the fact by which pair scores become probabilities

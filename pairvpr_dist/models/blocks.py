@@ -43,11 +43,11 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, context_fn: Any
 class BlockRunner:
     """Runs blocks by one of `CHECKPOINTING` and `COMPILE` of settings.py, `auto` excepted."""
 
-    def __init__(self, checkpointing: str = "none", compiled: str = "off") -> None:
+    def __init__(self, checkpointing: str = "none", compiled: str = "none") -> None:
         ways: dict[str, Callable[..., Tensor]] = {"none": _plainly, "selective": _selectively, "full": recomputed}
         run = ways[checkpointing]
         # One function for all blocks, which takes the block as an argument, so that it is compiled once for all.
-        if compiled != "off":
+        if compiled != "none":
             import torch._dynamo  # two seconds, for nothing where blocks are not compiled
 
             # Frozen and trained blocks, the first one trained, encoder and decoder, and chunks that are not equally

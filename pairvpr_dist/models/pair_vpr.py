@@ -51,7 +51,7 @@ class PairVPR(nn.Module):
             nn.Linear(config.decoder_dim, config.pair_hidden_dim), nn.ReLU(), nn.Linear(config.pair_hidden_dim, 1)
         )
 
-    def run_blocks(self, checkpointing: str, compiled: str = "off") -> None:
+    def run_blocks(self, checkpointing: str, compiled: str = "none") -> None:
         """Let transformer blocks run so from now on; see `BlockRunner`."""
         self.encoder.run_block = self.decoder.run_block = BlockRunner(checkpointing, compiled)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives.base import Objective
 from pairvpr_dist.objectives.masked_modelling import MaskedModelling
-from pairvpr_dist.objectives.place_recognition import PlaceRecognition
 from pairvpr_dist.settings import Stage1Config, TrainingConfig
 
 
@@ -15,9 +14,15 @@ def build_objective(config: TrainingConfig, model: PairVPR, datasets: Sequence[s
     """The objective of a stage over `model`; `datasets` names what `Batch.datasets` counts."""
     if isinstance(config, Stage1Config):
         return MaskedModelling(model, config.objective, config.data.augment, datasets)
+    from pairvpr_dist.objectives.place_recognition import PlaceRecognition  # with SciPy, which takes a second
+
     return PlaceRecognition(model, config.objective, config.data.augment, datasets)
 
 
 def validated_metrics(config: TrainingConfig) -> tuple[str, ...]:
     """What the objective of a stage measures on places that are not trained on, by name."""
-    return (MaskedModelling if isinstance(config, Stage1Config) else PlaceRecognition).validated
+    if isinstance(config, Stage1Config):
+        return MaskedModelling.validated
+    from pairvpr_dist.objectives.place_recognition import PlaceRecognition
+
+    return PlaceRecognition.validated

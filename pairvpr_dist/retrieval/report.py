@@ -20,12 +20,11 @@ from pairvpr_dist.files import write_text
 from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, read_candidates
 from pairvpr_dist.retrieval.compare import RANKINGS, Estimate, ranks_shown, recall
 from pairvpr_dist.retrieval.curves import Curve, read_curves
-from pairvpr_dist.retrieval.evaluate import RESULTS, read_results
 from pairvpr_dist.retrieval.outcomes import Outcomes, read_outcomes
 from pairvpr_dist.retrieval.plots import Plot, budget_plot, calibration_plot, recall_plot
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.query_grid import Group, data_url, query_groups
-from pairvpr_dist.retrieval.results import cautions, counting_rule, hits
+from pairvpr_dist.retrieval.results import RESULTS, cautions, counting_rule, hits, read_results
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)

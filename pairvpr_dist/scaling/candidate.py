@@ -140,7 +140,7 @@ def on_gpu(config: TrainingConfig) -> TrainingConfig:
     """What `auto` comes to on a GPU, said outright: this machine may have none."""
     train = config.train
     if train.compile == "auto":  # as deepspeed_config.compiled_blocks decides there
-        train = replace(train, compile="blocks" if train.zero_stage < 3 else "off")
+        train = replace(train, compile="blocks" if train.zero_stage < 3 else "none")
     return replace(config, train=replace(train, precision="bf16" if train.precision == "auto" else train.precision))
 
 

@@ -103,7 +103,7 @@ def compiles(config: TrainingConfig) -> str:
     """What `train.compile` comes to on a GPU, as `compiled_blocks` of training decides there."""
     if config.train.compile != "auto":
         return config.train.compile
-    return "blocks" if config.train.zero_stage < 3 else "off"
+    return "blocks" if config.train.zero_stage < 3 else "none"
 
 
 def _faster_launches(given: StepAssumptions) -> StepAssumptions:
@@ -224,11 +224,11 @@ class _Step:
         if not layer.forward:
             return 0.0
         places = config.data.places_per_batch / config.launch.processes / config.train.accumulate
-        compiled = compiles(config) if ".blocks." in layer.name else "off"
+        compiled = compiles(config) if ".blocks." in layer.name else "none"
         width, number = self._width(layer), 2 if self.bf16 else 4
         tokens = layer.forward / (2 * layer.parameters)  # that pass its weights; attention makes it a few too many
-        moved = places * tokens * width * number * vectors * (given.compiled_vectors if compiled != "off" else 1)
-        kernels = passes * given.kernels * (given.compiled_kernels if compiled != "off" else 1)
+        moved = places * tokens * width * number * vectors * (given.compiled_vectors if compiled != "none" else 1)
+        kernels = passes * given.kernels * (given.compiled_kernels if compiled != "none" else 1)
         kernels *= config.objective.chunks if isinstance(config, Stage2Config) else 1
         products = max(
             places * flops / (self.gpu.flops * self.gpu.efficiency),

@@ -11,15 +11,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pairvpr_dist.costs.hardware import Gpu
 from pairvpr_dist.scaling.assumptions import Assumptions, load_assumptions
+from pairvpr_dist.scaling.candidate import Candidate, Setup
 from pairvpr_dist.scaling.failures import FailureAssumptions, seconds_between_failures
 from pairvpr_dist.scaling.loading import Data, paper_data
-from pairvpr_dist.scaling.planner import Candidate, Setup, best_parts, in_parts, setup_of
+from pairvpr_dist.scaling.planner import best_parts, in_parts, setup_of
 from pairvpr_dist.scaling.simulation import StepAssumptions
 from pairvpr_dist.settings import TrainingConfig
 
@@ -120,7 +122,7 @@ def cells(point: Point) -> list[str]:
         f"{point.efficiency:.0%}",
         f"{one.mfu:.0%}",
         one.binds,
-        f"{one.hours:,.1f}",
+        f"{one.hours:,.2f}" if one.hours < 10 else f"{one.hours:,.0f}",
         f"{one.hours * point.gpus:,.0f}",
         f"{point.failures:.2g}",
         f"{point.interval / 60:.1f} min",
@@ -132,18 +134,15 @@ def assumed(setup: Setup) -> str:
     """All that the tables rest on, in the open."""
     gpu, step, fails = setup.gpu, StepAssumptions(), FailureAssumptions()
     named = ", ".join(f"{field.name} {getattr(step, field.name):g}" for field in fields(step))
-    return "\n".join(
-        [
-            f"Predicted, not measured. Assumed: {gpu.name} with {gpu.flops / 1e12:,.0f} TFLOP/s, of which products "
-            f"reach {gpu.efficiency:.0%}, memory of {gpu.memory_rate / 1e9:,.0f} GB/s,",
-            f"{gpu.gpus_per_node} to a machine over links of {gpu.link_rate / 1e9:,.0f} GB/s, "
-            f"{gpu.network_rate / 1e9:g} GB/s of network for each (--hardware FILE changes them);",
-            f"data: {setup.data.source};",
-            f"a failure in {fails.gpu_hours_per_failure:,.0f} GPU-hours (Llama 3: 419 in 54 days on 16,384 GPUs), back "
-            f"after {fails.restart_seconds:.0f} s, checkpoints at their best interval (Daly 2006);",
-            f"of a step (pairvpr_dist/scaling/simulation.py says what each is): {named}.",
-        ]
+    text = (
+        f"Predicted, not measured. Assumed: {gpu.name} with {gpu.flops / 1e12:,.0f} TFLOP/s, of which products reach "
+        f"{gpu.efficiency:.0%}, memory of {gpu.memory_rate / 1e9:,.0f} GB/s, {gpu.gpus_per_node} to a machine over "
+        f"links of {gpu.link_rate / 1e9:,.0f} GB/s, {gpu.network_rate / 1e9:g} GB/s of network for each (--hardware "
+        f"FILE changes them); data: {setup.data.source}; a failure in {fails.gpu_hours_per_failure:,.0f} GPU-hours "
+        f"(Llama 3: 419 in 54 days on 16,384 GPUs), back after {fails.restart_seconds:.0f} s, checkpoints at their "
+        f"best interval (Daly 2006); of a step (pairvpr_dist/scaling/simulation.py says what each is): {named}."
     )
+    return textwrap.fill(text, 118)
 
 
 def plot(

@@ -25,7 +25,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     BATCH: lambda v: f"batch {v}",
     "train.zero_stage": lambda v: f"ZeRO-{v}",
     "train.checkpointing": lambda v: "all kept" if v == "none" else f"{v} checkpointing",
-    "train.compile": lambda v: "eager" if v == "off" else f"compiled {v}",
+    "train.compile": lambda v: "eager" if v == "none" else f"compiled {v}",
     "train.max_steps": lambda v: f"{v} steps",
     "size": str,
 }

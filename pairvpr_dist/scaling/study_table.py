@@ -159,7 +159,7 @@ def _on_device(config: TrainingConfig, on_gpu: bool) -> TrainingConfig:
     """`train.compile=auto` is off on a CPU."""
     compiles = config.train.compile
     return replace(
-        config, train=replace(config.train, compile="off" if compiles == "auto" and not on_gpu else compiles)
+        config, train=replace(config.train, compile="none" if compiles == "auto" and not on_gpu else compiles)
     )
 
 

@@ -19,10 +19,10 @@ def uses_bf16(config: TrainingConfig) -> bool:
 
 
 def compiled_blocks(config: TrainingConfig) -> str:
-    """What `train.compile` comes to: off, blocks or graphs. ZeRO-3's hooks break a compiled block into pieces."""
+    """What `train.compile` comes to: none, blocks or graphs. ZeRO-3's hooks break a compiled block into pieces."""
     if config.train.compile != "auto":
         return config.train.compile
-    return "blocks" if torch.cuda.is_available() and config.train.zero_stage < 3 else "off"
+    return "blocks" if torch.cuda.is_available() and config.train.zero_stage < 3 else "none"
 
 
 def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.io import write_png
 
 from pairvpr_dist.costs.flops import training_flops_per_place
@@ -116,6 +115,8 @@ class _Log:
 
         cut_json_lines(metrics, is_done)
         self._wandb = WeightsAndBiases(folder, config) if config.train.wandb is not None else None
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes half a second, and rank 0 alone writes
+
         # TensorBoard drops what an earlier start wrote from this step on; of the step itself what counts comes again.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         for line in read_json_lines(metrics):

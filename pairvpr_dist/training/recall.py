@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,10 +24,13 @@ from pairvpr_dist.retrieval.evaluate import retrieve
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.results import figures
 from pairvpr_dist.settings import EvalConfig, RecallConfig, Stage2Config, TrainingConfig
-from pairvpr_dist.training.engine import Engine
 
 RERANKED, DESCRIPTOR = "recall@", "descriptor_recall@"  # with the rank; of the protocol's primary ground truth
 WORK = "recall"  # in the stage's folder, while recall is measured
+
+
+if TYPE_CHECKING:
+    from pairvpr_dist.training.engine import Engine
 
 
 def measures_recall(config: TrainingConfig) -> bool:

@@ -34,6 +34,7 @@ from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.training.deepspeed_config import compiled_blocks
 from pairvpr_dist.training.recall import check_recall, measures_recall
 from pairvpr_dist.training.validation import measured_names, validates, validation_loader
 from pairvpr_dist.training.weights_and_biases import check_wandb
@@ -126,8 +127,8 @@ def check(config: TrainingConfig) -> None:
     check_data(config)
     check_model(config)
     check_wandb(config.train)
-    if not torch.cuda.is_available():
-        _check_compiler()
+    if compiled_blocks(config) != "none" and not torch.cuda.is_available():
+        _check_compiler(config)
 
 
 def check_data(config: TrainingConfig) -> None:
@@ -177,13 +178,13 @@ def check_gpus(processes: int) -> None:
         raise UserError(f"launch.processes={processes}: this machine has {torch.cuda.device_count()} GPUs")
 
 
-def _check_compiler() -> None:
+def _check_compiler(config: TrainingConfig) -> None:
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if not shutil.which("g++") or not headers.exists():
         absent = str(headers) if shutil.which("g++") else "g++"
         raise UserError(
-            f"{absent}: not on this machine, and DeepSpeed compiles its CPU communication at first use; "
-            "install g++ and Python's headers (Debian: g++ python3-dev)"
+            f"train.compile={config.train.compile}: {absent} is not on this machine; install g++ and Python's headers "
+            "(Debian: g++ python3-dev), or take train.compile=none"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +20,15 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.objectives import validated_metrics
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
 from pairvpr_dist.training.checkpoint import Progress
-from pairvpr_dist.training.engine import Engine
-from pairvpr_dist.training.guards import BadPlaces
 from pairvpr_dist.training.hangs import VALIDATE
-from pairvpr_dist.training.monitor import Monitor, mean_over_ranks
+from pairvpr_dist.training.monitor import mean_over_ranks
 from pairvpr_dist.training.recall import DESCRIPTOR, RERANKED, measure_recall, measures_recall
-from pairvpr_dist.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pairvpr_dist.training.engine import Engine
+    from pairvpr_dist.training.guards import BadPlaces
+    from pairvpr_dist.training.monitor import Monitor
+    from pairvpr_dist.training.watchdog import Watchdog
 
 
 def validates(config: TrainingConfig) -> bool:

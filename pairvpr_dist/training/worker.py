@@ -21,10 +21,6 @@ import torch.distributed as dist
 from pairvpr_dist import distributed
 from pairvpr_dist.errors import USER_ERROR_STATUS, UserError, refusal
 from pairvpr_dist.settings import TrainingConfig
-from pairvpr_dist.training.loop import train
-from pairvpr_dist.training.memory_advice import explain
-from pairvpr_dist.training.run_folder import read_config, stage_folder
-from pairvpr_dist.training.signals import StopFlag
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -36,6 +32,11 @@ def run(config: TrainingConfig, store: dist.Store | None = None) -> bool:
     `store`: where the ranks meet; None: at MASTER_ADDR. True when the stage has ended; False when a signal stopped it,
     all saved: the same call goes on. Raises `UserError` for what the user can mend.
     """
+    from pairvpr_dist.training.loop import train  # with DeepSpeed; a process of an evaluation needs none of it
+    from pairvpr_dist.training.memory_advice import explain
+    from pairvpr_dist.training.run_folder import stage_folder
+    from pairvpr_dist.training.signals import StopFlag
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says on every CPU that CUDA is not there
     distributed.start(store)
@@ -57,6 +58,8 @@ def lost_connection(error: RuntimeError) -> bool:
 
 def main() -> None:
     """The program, under torch's elastic agent."""
+    from pairvpr_dist.training.run_folder import read_config
+
     as_worker(lambda: run(read_config(Path(sys.argv[1]))))
 
 

@@ -51,7 +51,7 @@ def test_recomputed_blocks_have_the_same_gradients_bit_for_bit(way: str, frozen:
     encoder, decoder = Encoder("tiny", frozen), Decoder(96, 96, 2, 3, 5)
     images = torch.randn(4, 3, 70, 70)
     plain = gradients(encoder, decoder, images)
-    run_by(way, "off", encoder, decoder)
+    run_by(way, "none", encoder, decoder)
     again = gradients(encoder, decoder, images)
     assert again.keys() == plain.keys()
     assert all(torch.equal(again[name], plain[name]) for name in plain)
@@ -62,7 +62,7 @@ def test_selective_checkpointing_computes_no_product_again() -> None:
     images = torch.randn(4, 3, 70, 70)
     counted = {}
     for way in WAYS:
-        run_by(way, "off", encoder, decoder)
+        run_by(way, "none", encoder, decoder)
         with FlopCounterMode(display=False) as counter:
             gradients(encoder, decoder, images)
         counted[way] = counter.get_total_flops()

@@ -228,7 +228,7 @@ def test_chunks_and_a_policy_are_never_taken_together() -> None:
 
 
 def test_auto_is_what_it_comes_to_on_a_gpu() -> None:
-    for zero, compiled in ((2, "blocks"), (3, "off")):
+    for zero, compiled in ((2, "blocks"), (3, "none")):
         train = on_gpu(config_of("stage1", 8, f"train.zero_stage={zero}")).train
         assert (train.precision, train.compile) == ("bf16", compiled)
     train = on_gpu(config_of("stage1", 8, "train.precision=fp32", "train.compile=graphs")).train

@@ -28,7 +28,7 @@ works = st.lists(st.builds(Work, seconds=amounts, weights=numbers, gather=amount
 
 # An encoder that is built at once, and a decoder that keeps a GPU busy.
 MODEL = ["model.image_size=224", "model.decoder_dim=768", "model.decoder_heads=12", "model.decoder_depth=12"]
-RUN = ["data.shards=none", "data.places_per_batch=512", "train.compile='off'"]
+RUN = ["data.shards=none", "data.places_per_batch=512", "train.compile=none"]
 
 
 @cache

@@ -78,5 +78,5 @@ def test_lines_are_named_and_processes_beyond_the_cores_marked() -> None:
 
 
 def test_labels_are_in_words() -> None:
-    row = {RANKS: 1, "train.checkpointing": "none", "train.compile": "off", "model.decoder_depth": 4}
+    row = {RANKS: 1, "train.checkpointing": "none", "train.compile": "none", "model.decoder_depth": 4}
     assert label_of(row, list(row)) == "1 process, all kept, eager, decoder_depth 4"

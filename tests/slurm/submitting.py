@@ -10,7 +10,6 @@ from pathlib import Path
 
 from slurm_cluster import SlurmCluster, wait_for
 from small_runs import overrides
-from torch.utils.cpp_extension import _get_build_directory
 
 from pairvpr_dist.training.history import STARTED, read_history
 
@@ -19,11 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def slurm_program(cluster: SlurmCluster, *arguments: object) -> str:
     """What `python launchers/slurm.py ...` prints."""
-    # Where torch keeps compiled code by default: jobs of tests need not compile theirs on each node.
-    compiled = Path(_get_build_directory("any", verbose=False)).parent
     done = subprocess.run(
         [sys.executable, "launchers/slurm.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env=cluster.environment | {"TORCH_EXTENSIONS_DIR": str(compiled)}, check=False,
+        env=cluster.environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

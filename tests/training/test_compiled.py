@@ -16,7 +16,7 @@ COMPILED = ["launch.processes=2", "train.compile=blocks", "train.max_steps=12"]
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_compiled_run(city_shards: Path, tmp_path: Path, stage: str) -> None:
     runs = {name: tmp_path / name for name in ("plain", "whole", "killed")}
-    finish(command(stage, city_shards, runs["plain"], [*COMPILED, "train.compile=off"]))
+    finish(command(stage, city_shards, runs["plain"], [*COMPILED, "train.compile=none"]))
     finish(command(stage, city_shards, runs["whole"], COMPILED))
     launched = Launched(command(stage, city_shards, runs["killed"], COMPILED))
     launched.until_step(runs["killed"] / stage, 4)

@@ -4,9 +4,9 @@ Contract: read off a step without data (fake tensors: shapes, the kernels' own c
 counting the storages that are alive, so that one method holds for every way to run blocks. Depth costs nothing: a step
 is taken with one block of each kind, and with one more, since everything is linear in the number of blocks. What
 compiled blocks keep is read off a cut into forward and backward like torch.compile's (AOTAutograd, its min-cut
-partitioner, inductor's decompositions); beside it they are taken to need what plain ones need, since what a cut needs op
-by op is not what inductor's kernels need. Left out: what kernels need while they run, and what the allocator cannot
-use. Fake tensors are of the CPU, whose attention keeps what that of a GPU keeps.
+partitioner, inductor's decompositions); beside it they are taken to need what plain ones need, since kernels that
+inductor has fused need less than the same operations one by one. Left out: what kernels need while they run, and what
+the allocator cannot use. Fake tensors are of the CPU, whose attention keeps what that of a GPU keeps.
 """
 
 from __future__ import annotations

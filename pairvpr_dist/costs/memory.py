@@ -99,6 +99,7 @@ def model_state(
     """What a rank of `world` holds; `bucket`: numbers in one, `overlap`: there are two of them; `parts`: of a batch."""
     width = BF16 if bf16 else FP32
     sums = FP32 if parts > 1 and zero_stage > 1 else width  # in which gradients of the parts are added up
+    new = width if parts > 1 and zero_stage == 2 else 0  # what ZeRO-2 has of a part before it adds it
     masters = bf16 or zero_stage > 0  # in fp32 without ZeRO, AdamW updates the parameters themselves
     share = 1 / world
     whole = numbers.trained + numbers.frozen
@@ -109,7 +110,7 @@ def model_state(
     buckets = {0: 0, 1: width, 2: sums, 3: FP32}[zero_stage] * bucket * (2 if overlap and zero_stage in (1, 2) else 1)
     return ModelState(
         parameters=held * width + numbers.buffers * FP32,
-        gradients=numbers.trained * sums * divided_gradients,
+        gradients=numbers.trained * (sums + new) * divided_gradients,
         optimizer=numbers.trained * FP32 * (masters + MOMENTS) * divided,
         buckets=buckets,
     )

@@ -79,6 +79,7 @@ def _levels(profiled: profile) -> tuple[int, int]:
     return now, most
 
 
+@pytest.mark.slow
 def test_a_place_of_vit_g_takes_what_it_takes_in_bf16() -> None:
     config = load_config("stage1", "vitg", ["data.shards=x", "run=y", "train.zero_stage=3"])
     kept = bytes_of_place(config, bf16=True).kept

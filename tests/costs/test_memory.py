@@ -24,29 +24,42 @@ NOWHERE = Path("nowhere")
 NUMBERS = st.builds(Numbers, st.integers(1, 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.just(0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_model_state_is_what_deepspeed_holds(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [(2, ["bf16-2-2", "fp32-3-1"]), *(pytest.param(world, [], marks=pytest.mark.slow) for world in (1, 2, 3))],
+)
+def test_model_state_is_what_deepspeed_holds(world: int, cases: list[str], tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     build(["synthetic", "--places", "12", "--views", "4", "--size", "96", "--out", str(shards), "--workers", "1"])
-    run_program("memory_program.py", world, shards, tmp_path / "rows.json")
+    run_program("memory_program.py", world, shards, tmp_path / "rows.json", *cases)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 8
+    assert len(rows) == (len(cases) or 16)
     for row in rows:
-        numbers = count_numbers(configuration(shards, row["precision"], row["zero"]), SMALL_BELOW)
-        state = model_state(numbers, row["zero"], world, row["precision"] == "bf16", BUCKET, overlap=False)
+        zero, parts, bf16 = row["zero"], row["parts"], row["precision"] == "bf16"
+        numbers = count_numbers(configuration(shards, row["precision"], zero, parts), SMALL_BELOW)
+        state = model_state(numbers, zero, world, bf16, BUCKET, overlap=False, parts=parts)
         kept_for_checkpoints = (numbers.frozen + numbers.buffers) * FP32 / world  # by the engine, on the host
         for held in row["held"]:
             assert held == pytest.approx(state.total + kept_for_checkpoints, rel=0.05), row
 
 
-def test_vit_g_needs_what_was_derived_by_hand() -> None:
-    config = load_config("stage1", "vitg", ["data.shards=x", "run=y", "launch.processes=8"])
-    numbers = count_numbers(config, SMALL_BELOW)
+def vit_g() -> TrainingConfig:
+    return load_config("stage1", "vitg", ["data.shards=x", "run=y", "launch.processes=8"])
+
+
+def test_vit_g_has_what_was_derived_by_hand() -> None:
+    numbers = count_numbers(vit_g(), SMALL_BELOW)
     assert numbers.trained == pytest.approx(0.68e9, rel=0.01)
     state = model_state(numbers, zero_stage=2, world=8, bf16=True, bucket=0, overlap=True)
     assert state.optimizer == numbers.trained * 12 / 8
-    assert 50 * GIB < process_memory(config, bf16=True, overlap=True).total < 110 * GIB
+
+
+@pytest.mark.slow
+def test_vit_g_fits_a_large_gpu() -> None:
+    """64 pairs of 0.6 GiB, 2.5 GB of weights, and an eighth of the optimizer's 8 GB."""
+    memory = process_memory(vit_g(), bf16=True, overlap=True)
+    assert 36 * GIB < memory.activations < 45 * GIB
+    assert 40 * GIB < memory.total < 55 * GIB
 
 
 def test_less_is_held_where_more_is_computed_again_or_divided() -> None:

@@ -1,6 +1,7 @@
-"""What a rank really holds: `python memory_program.py SHARDS REPORT`, started by an elastic agent; see `rows`.
+"""What a rank really holds: `python memory_program.py SHARDS REPORT [CASE ...]`, started by an elastic agent.
 
-Rank 0 writes for every precision and ZeRO stage the bytes that each rank holds at the end of the backward.
+Rank 0 writes for every case (precision, ZeRO stage and parts of a batch, as in bf16-2-1) the bytes that each rank holds
+at the end of the backward; without cases, for all of them.
 """
 
 from __future__ import annotations
@@ -35,34 +36,36 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-def configuration(shards: Path, precision: str, zero: int) -> TrainingConfig:
-    changes = [*MODEL, f"train.precision={precision}", f"train.zero_stage={zero}"]
+def configuration(shards: Path, precision: str, zero: int, parts: int) -> TrainingConfig:
+    changes = [*MODEL, f"train.precision={precision}", f"train.zero_stage={zero}", f"train.accumulate={parts}"]
     return small_config("stage1", shards, Path("unused"), changes)
 
 
-def row(shards: Path, precision: str, zero: int) -> dict[str, Any]:
+def row(shards: Path, precision: str, zero: int, parts: int) -> dict[str, Any]:
     """What every rank holds when the last gradient of a step arrives, without what the data and others before left."""
-    config = configuration(shards, precision, zero)
+    config = configuration(shards, precision, zero, parts)
     loader = EpochLoader(
         config.data, config.model.image_size, config.seed, distributed.rank(), distributed.world_size()
     )
     batch = next(loader.batches(0, 1))
     before = held_bytes()
     engine = Engine(build_objective(config, initial_model(config), loader.datasets), config)
-    engine.step(engine.forward(batch, 0)[0])  # ZeRO-3 keeps small parameters whole from here on
+    engine.train_on(batch, 0)  # ZeRO-3 keeps small parameters whole from here on
     held: list[int] = []
     first = engine.objective.model.encoder.vit.blocks[config.model.frozen_blocks].norm1.bias
     first.register_hook(lambda gradient: held.append(held_bytes() - before))
-    engine.step(engine.forward(batch, 1)[0])
+    engine.train_on(batch, 1)
     engine.close()
-    return {"precision": precision, "zero": zero, "held": distributed.gather_objects(held[0])}
+    return {"precision": precision, "zero": zero, "parts": parts, "held": distributed.gather_objects(held[-1])}
 
 
 if __name__ == "__main__":
-    shards, report = map(Path, sys.argv[1:])
+    shards, report = map(Path, sys.argv[1:3])
+    cases = sys.argv[3:] or [f"{p}-{zero}-{parts}" for p in ("fp32", "bf16") for zero in range(4) for parts in (1, 2)]
     deepspeed_config.BUCKET = BUCKET
     distributed.start()
-    rows = [row(shards, precision, zero) for precision in ("fp32", "bf16") for zero in range(4)]
+    split = (case.split("-") for case in cases)
+    rows = [row(shards, precision, int(zero), int(parts)) for precision, zero, parts in split]
     if distributed.rank() == 0:
         write_json(report, rows)
     distributed.stop()

@@ -8,6 +8,7 @@ are those of bf16: where bf16 is False the entry must hold rates of fp32, as one
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -16,6 +17,7 @@ from pairvpr_dist.costs.flops import training_flops_per_place
 from pairvpr_dist.costs.hardware import Gpu
 from pairvpr_dist.costs.layers import Layer, layers
 from pairvpr_dist.costs.traffic import Exchange, step_traffic
+from pairvpr_dist.costs.zero import gathered_again
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.scaling.network import Network
 from pairvpr_dist.scaling.timeline import Work, timeline
@@ -181,6 +183,11 @@ class _Step:
     def _trained(self) -> float:
         return sum(layer.parameters for layer in self.layers if layer.trained)
 
+    @cached_property
+    def _gathered_again(self) -> Counter[str]:
+        """Numbers of layers whose weights ZeRO-3 gathers for the backward pass too, by the layer's name."""
+        return Counter({layer.name: layer.parameters for layer, again in gathered_again(self.layers) if again})
+
     def _sent(self) -> _Sent:
         config, given = self.config, self.given
         network = Network(self.gpu, config.launch.processes, given.network_share, given.link_hop, given.network_hop)
@@ -191,7 +198,7 @@ class _Step:
         parts, whole = config.train.accumulate, sum(layer.parameters for layer in self.layers)
         return _Sent(
             gather_forward=seconds["gather_forward"] / parts / whole,
-            gather_backward=seconds["gather_backward"] / parts / self._trained,
+            gather_backward=seconds["gather_backward"] / parts / max(1, self._gathered_again.total()),
             reduce=seconds["reduce"] / self._trained,
             blocking=seconds["blocking"],
         )
@@ -204,14 +211,14 @@ class _Step:
     def _forward(self, layer: Layer, sent: _Sent) -> Work:
         weights = layer.parameters if sent.gather_forward else 0
         seconds = self._seconds(layer, layer.forward, self.given.vectors_forward, 1)
-        return Work(seconds, weights, layer.parameters * sent.gather_forward, 0)
+        return Work(seconds, weights, weights * sent.gather_forward, 0)
 
     def _backward(self, layer: Layer, sent: _Sent) -> Work:
-        weights = layer.parameters if sent.gather_backward else 0
+        weights = self._gathered_again[layer.name] if sent.gather_backward else 0
         again = self._is_computed_again(layer)
         vectors = self.given.vectors_backward + again * self.given.vectors_forward
         seconds = self._seconds(layer, layer.backward + layer.recomputed, vectors, 2 + again)
-        return Work(seconds, weights, layer.parameters * sent.gather_backward, layer.parameters)
+        return Work(seconds, weights, weights * sent.gather_backward, layer.parameters)
 
     def _is_computed_again(self, layer: Layer) -> int:
         """Whether norms and activation functions of the layer are; products are in `recomputed`."""

@@ -24,16 +24,16 @@ LOGGED = {  # the log's names of the collectives
 }
 
 
-def case(stage: str, zero_stage: int, precision: str, parts: int = 1) -> tuple[str, list[str]]:
+def case(stage: str, zero: int, precision: str, parts: int = 1) -> tuple[str, list[str]]:
     return stage, [
-        *MODEL, f"train.zero_stage={zero_stage}", f"train.precision={precision}", f"train.accumulate={parts}",
+        *MODEL, f"train.zero_stage={zero}", f"train.precision={precision}", f"train.accumulate={parts}",
     ]  # fmt: skip
 
 
 QUICK = [case("stage1", 2, "bf16", 2), case("stage1", 3, "fp32"), case("stage2", 1, "fp32")]
 ALL = [
-    *(case("stage1", z, precision, parts) for z in range(4) for precision in ("fp32", "bf16") for parts in (1, 2)),
-    *(case("stage2", z, precision) for z in range(4) for precision in ("fp32", "bf16")),
+    *(case("stage1", zero, *how) for zero in range(4) for how in (("fp32", 1), ("bf16", 2))),
+    *(case("stage2", zero, "bf16") for zero in range(4)),
 ]
 
 

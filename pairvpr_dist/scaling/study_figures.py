@@ -20,6 +20,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
          "axes.titlelocation": "left", "axes.axisbelow": True}  # fmt: skip
 DPI = 160
 WIDTH = 7.2  # inches
+FEW = 4.0  # times the low end of an axis
 WORDS: dict[str, Callable[[Any], str]] = {
     RANKS: lambda v: f"{v} process{'es' * (v > 1)}",
     BATCH: lambda v: f"batch {v}",
@@ -70,9 +71,12 @@ def new_figure(study: Study, panels: int, height: float, width: float = WIDTH) -
 
 def plain_log_ticks(axis: Any) -> None:
     """Numbers as people write them on a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7), numticks=12))
+    axis.axes.autoscale_view()
+    low, high = axis.get_view_interval()
+    few = high < FEW * low  # then powers of ten and their halves leave the axis empty
+    axis.set_major_locator(MaxNLocator(6) if few else LogLocator(10, subs=(1, 2, 3, 5, 7), numticks=12))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -159,13 +159,13 @@ def loss_plot(drawn: Drawn) -> Any:
                       fontsize=8, va="center")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    plain_log_ticks(axes.yaxis)
     axes.set_xlabel("compute of a run, FLOPs")
     held_out = bool(study.validation or (study.synthetic and study.synthetic.validation_places))
     axes.set_ylabel(f"loss at its end{', places never trained on' if held_out else ''}")
     if (law := frontier_law(rows)) is not None:
         _draw_law(axes, law, [row["compute"] for row in rows])
     axes.margins(x=0.12)
+    plain_log_ticks(axes.yaxis)
     return figure
 
 

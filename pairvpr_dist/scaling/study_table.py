@@ -156,7 +156,7 @@ def _simulated(config: TrainingConfig, gpu: Gpu, on_gpu: bool) -> StepTime:
 
 
 def _on_device(config: TrainingConfig, on_gpu: bool) -> TrainingConfig:
-    """`train.compile=auto` is off on a CPU."""
+    """`train.compile=auto` is none on a CPU."""
     compiles = config.train.compile
     return replace(
         config, train=replace(config.train, compile="none" if compiles == "auto" and not on_gpu else compiles)

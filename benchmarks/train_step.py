@@ -47,6 +47,7 @@ PLACES = {  # in the first batch that is tried
 CPU_STAGE2_PIXELS = 112
 STEPS = {"cpu": 1, "cuda": 5}  # in a turn
 WARM_UP = {"cpu": 1, "cuda": 3}
+COMPILED = {"cpu": ("blocks",), "cuda": ("off", "blocks", "graphs")}
 GIB, TERA = 2**30, 1e12
 
 
@@ -217,7 +218,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--stages", default="stage1,stage2", metavar="A,B", help="default: %(default)s")
     parser.add_argument("--micro-batch", type=int, metavar="N", help="places a step (default: as many as fit)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile takes minutes for")
+    parser.add_argument("--compile", action="store_true", help="on a CPU too, which takes minutes to compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="print where the time goes, and write a trace of "
                         "the last size for chrome://tracing")  # fmt: skip

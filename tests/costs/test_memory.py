@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import compare
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_program import BUCKET, configuration
@@ -39,8 +40,9 @@ def test_model_state_is_what_deepspeed_holds(world: int, cases: list[str], tmp_p
         numbers = count_numbers(configuration(shards, row["precision"], zero, parts), SMALL_BELOW)
         state = model_state(numbers, zero, world, bf16, BUCKET, overlap=False, parts=parts)
         kept_for_checkpoints = (numbers.frozen + numbers.buffers) * FP32 / world  # by the engine, on the host
+        what = f"bytes of model state, {world} ranks, {row['precision']} ZeRO-{zero}, {parts} parts"
         for held in row["held"]:
-            assert held == pytest.approx(state.total + kept_for_checkpoints, rel=0.05), row
+            compare(what, state.total + kept_for_checkpoints, held, rel=0.05)
 
 
 def vit_g() -> TrainingConfig:

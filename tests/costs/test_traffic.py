@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import traffic_program
+from compared import compare
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import run_program
@@ -56,7 +57,9 @@ def test_traffic_is_what_deepspeed_logs(
         for kind, names in LOGGED.items():
             said = sum(exchange.bytes for exchange in exchanges if exchange.kind == kind)
             logged = sum(row.get(name, (0, 0))[0] for name in names) * (world if kind == "all_gather" else 1)
-            assert said == pytest.approx(logged, rel=0.05, abs=1000), (kind, changes, row)
+            if said or logged > 1000:
+                what = f"bytes of {kind}, {world} ranks, {stage} {' '.join(changes[len(MODEL) :])}"
+                compare(what, said, logged, rel=0.1 if kind == "all_to_all" else 0.05)  # whose partners are drawn
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

@@ -27,7 +27,7 @@ TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
 
 @dataclass(frozen=True)
 class EncoderPreset:
-    """Width and depth of an encoder, and the timm model that builds it (none: the plain ViT for demo and tests)."""
+    """Width and depth of an encoder, and the timm model that builds it (none: a plain ViT, for demo, tests, studies)."""
 
     timm_name: str | None
     dim: int
@@ -36,7 +36,9 @@ class EncoderPreset:
 
 
 PRESETS = {
+    "tiny_s": EncoderPreset(None, 48, 2, 3),
     "tiny": EncoderPreset(None, 96, 3, 3),
+    "tiny_l": EncoderPreset(None, 192, 4, 3),
     "dinov2_vits14_reg": EncoderPreset("vit_small_patch14_reg4_dinov2", 384, 12, 6),
     "dinov2_vitb14_reg": EncoderPreset("vit_base_patch14_reg4_dinov2", 768, 12, 12),
     "dinov2_vitl14_reg": EncoderPreset("vit_large_patch14_reg4_dinov2", 1024, 24, 16),
@@ -73,6 +75,7 @@ class Encoder(nn.Module):
         self.frozen_blocks = frozen_blocks
         self.vit = _vision_transformer(shape)
         self.run_block = BlockRunner()
+        self.fills = False  # whether the mask token stands for patches that were dropped, above the blocks
         self.mask_token = nn.Parameter(torch.empty(1, shape.dim))
         nn.init.normal_(self.mask_token, std=0.02)
         # From scratch, positions are there from the first step: a random table of 37 x 37 nearly cancels out when

@@ -236,6 +236,11 @@ class TrainConfig:
         _require(self.checkpointing in CHECKPOINTING, "train.checkpointing", self.checkpointing,
                  f"must be one of {', '.join(CHECKPOINTING)}")  # fmt: skip
         _require(self.compile in COMPILE, "train.compile", self.compile, f"must be one of {', '.join(COMPILE)}")
+        compiles = self.compile in ("blocks", "graphs")
+        _require(not (compiles and self.zero_stage == 3), "train.compile", self.compile,
+                 "the hooks of train.zero_stage=3 break compiled blocks into pieces; take none")  # fmt: skip
+        _require(self.compile != "graphs" or self.accumulate == 1, "train.compile", self.compile,
+                 "gradients of train.accumulate would be overwritten by the next graph; take blocks")  # fmt: skip
         for key in ("epochs", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "must be positive")
         for key in ("early_stop", "validate_every", "keep_every", "max_rewinds", "hang_timeout"):

@@ -216,6 +216,11 @@ def test_a_ramp_must_ascend() -> None:
     assert "pair_loss_warmup_steps" in refusal("stage2", "tiny", SHARDS, "objective.pair_loss_warmup_steps=[5,2]")
 
 
+def test_compilation_that_cannot_work_is_refused() -> None:
+    assert "train.zero_stage=3" in refusal("stage1", "tiny", SHARDS, "train.compile=blocks", "train.zero_stage=3")
+    assert "train.accumulate" in refusal("stage1", "tiny", SHARDS, "train.compile=graphs", "train.accumulate=2")
+
+
 def test_stage_2_saves_memory_in_one_way_at_a_time() -> None:
     assert "objective.chunks" in refusal("stage2", "tiny", SHARDS, "train.accumulate=2")
     both = ["objective.chunks=2", "train.checkpointing=selective"]

@@ -51,7 +51,7 @@ class BlockRunner:
             import torch._dynamo  # two seconds, for nothing where blocks are not compiled
 
             # Frozen and trained blocks, the first one trained, encoder and decoder, and chunks that are not equally
-            # large are compiled each by itself; torch goes on without compilation, in silence, after 8.
+            # large are compiled each by itself; after 8 torch would go on without compilation.
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
             run = torch.compile(run, mode=MODES[compiled], dynamic=False)
         self._run = run

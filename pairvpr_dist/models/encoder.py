@@ -27,7 +27,7 @@ TABLE_SIZE = 37 * PATCH  # pixels; the image size of DINOv2's position table
 
 @dataclass(frozen=True)
 class EncoderPreset:
-    """Width and depth of an encoder, and the timm model that builds it (none: a plain ViT, for demo, tests, studies)."""
+    """Width and depth of an encoder, and the timm model that builds it (none: a plain ViT, for demo and tests)."""
 
     timm_name: str | None
     dim: int

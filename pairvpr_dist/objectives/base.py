@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
 
 
 def mean_of_parts(parts: Sequence[Metrics]) -> Metrics:
-    """Mean of each metric over equal parts of a batch, leaving NaN out."""
+    """Mean of each metric over equal parts of a batch, leaving NaN out, as the log does over ranks."""
     if len(parts) == 1:
         return parts[0]
     return {name: torch.stack([part[name].detach().float() for part in parts]).nanmean() for name in parts[0]}

@@ -34,6 +34,7 @@ class MaskedModelling(Objective):
         self.config = config
         if config.drop_hidden:  # then its place is above the encoder's blocks, frozen or not
             model.encoder.mask_token.requires_grad_(True)
+            model.encoder.fills = True
         self.augment = DeviceAugment(augment.colour_jitter)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:

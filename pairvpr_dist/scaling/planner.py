@@ -59,6 +59,8 @@ def candidates(config: TrainingConfig, fixed: Collection[str] = ()) -> Iterator[
     policies = (train.checkpointing,) if POLICY in fixed else CHECKPOINTING
     for zero, policy in product(zeros, policies):
         base = config
+        if PARTS in fixed and train.accumulate > 1 and zero < 2:
+            continue
         if isinstance(config, Stage2Config) and policy != "none":  # it takes chunks or a policy, never both
             if CHUNKS in fixed and config.objective.chunks > 1:
                 continue
@@ -96,6 +98,8 @@ def part_counts(config: TrainingConfig, share: int, fixed: Collection[str]) -> l
         return sorted({*powers, config.objective.chunks})
     if PARTS in fixed:
         return [config.train.accumulate]
+    if config.train.zero_stage < 2:  # which would sum the parts' gradients in bf16
+        return [1]
     return [parts for parts in range(1, share + 1) if share % parts == 0]
 
 

@@ -28,8 +28,7 @@ def compiled_blocks(config: TrainingConfig) -> str:
 def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:
     """The DeepSpeed configuration of a run. Pure."""
     zero, parts = config.train.zero_stage, config.train.accumulate
-    # Parts of a batch are summed in fp32 where DeepSpeed can: below ZeRO-2 its optimizers sum in the gradients' type.
-    sums = "fp32" if bf16 and parts > 1 and zero > 1 else None
+    sums = "fp32" if bf16 and parts > 1 else None  # of the parts' gradients
     return {
         "train_micro_batch_size_per_gpu": config.data.places_per_batch // world // parts,
         "gradient_accumulation_steps": parts,

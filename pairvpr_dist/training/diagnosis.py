@@ -50,6 +50,7 @@ class Event:
     what: str
     call: Call | None  # none: a parameter's gradient
     name: str  # of the module, or of the parameter
+    part: int  # of the batch that passed
     finite: Tensor  # bool (rows,)
     measures: Tensor | None  # fp32 (3,): least and greatest finite number, share of finite ones
 
@@ -128,6 +129,7 @@ class Observer:
         self._objective, self._measure, self._refuse = objective, measure, refuse
         self._stack: list[Call] = []
         self._handles: list[RemovableHandle] = []
+        self._parts = 0  # that have passed, the one under way included
 
     def __enter__(self) -> Observer:
         for name, module in self._objective.named_modules():
@@ -143,6 +145,7 @@ class Observer:
 
     def _hook_module(self, name: str, module: nn.Module) -> None:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+            self._parts += module is self._objective
             weights = [parameter.isfinite().all() for parameter in module.parameters(recurse=False)]
             call = Call(name, self._stack[-1] if self._stack else None, weights)
             self._stack.append(call)
@@ -186,7 +189,7 @@ class Observer:
         finite = tensor.detach().isfinite()
         measures = _measures(tensor.detach(), finite) if self._measure else None
         rows = finite.flatten(1).all(1) if finite.ndim > 1 else finite.all()[None]
-        self.events.append(Event(what, call, call.module if call else name, rows, measures))
+        self.events.append(Event(what, call, call.module if call else name, self._parts - 1, rows, measures))
 
     def sighting(self, loss: Tensor, batch: Batch, names: list[str]) -> Sighting:
         """What came of the step. Waits for the device."""
@@ -207,7 +210,7 @@ class Observer:
         call = self._maker(event)
         seen.module = call.module if call else event.name
         seen.bad_weights = call is not None and not all(call.weights)
-        rows = places_of_rows(self._objective, batch, event)
+        rows = places_of_rows(self._objective, batch, event, self._parts)
         told = sorted(set(rows[~event.finite.cpu()].tolist())) if rows is not None else range(len(names))
         seen.places = tuple(names[place] for place in told)
         return seen
@@ -223,15 +226,18 @@ class Observer:
         return call
 
 
-def places_of_rows(objective: Objective, batch: Batch, event: Event) -> Tensor | None:
-    """The place (index in the batch) of each row of a tensor inside the model; None where rows are something else."""
-    places, views = batch.keys.shape
+def places_of_rows(objective: Objective, batch: Batch, event: Event, parts: int) -> Tensor | None:
+    """The place (index in the batch) of each row of a tensor inside the model; None where rows are something else.
+
+    `parts`: in which the batch passed, one after another.
+    """
+    places, views = batch.keys.shape[0] // parts, batch.keys.shape[1]
     rows = len(event.finite)
     if event.call is None or not event.name.startswith("model.") or rows % places or rows > 2 * places * views:
         return None
     numbers = torch.arange(rows)
     if isinstance(objective, MaskedModelling):  # all first views, then all second ones
-        return numbers % places
+        return event.part * places + numbers % places
     return numbers % (places * views) // views if rows % (places * views) == 0 else None  # a place's views in a row
 
 

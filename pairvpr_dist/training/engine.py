@@ -68,7 +68,7 @@ class Engine:
         self._plain_norm: Tensor | None = None
         self._parts = config.train.accumulate
         self._checkpointing, self._compiled = config.train.checkpointing, compiled_blocks(config)
-        model.run_blocks(self._checkpointing, self._compiled)
+        objective.model.run_blocks(self._checkpointing, self._compiled)
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimizer,
@@ -98,16 +98,17 @@ class Engine:
 
         The batch passes in `train.accumulate` parts. `at`: told of FORWARD and BACKWARD before each of them begins.
         """
+        losses: list[Tensor] = []
         found: list[Metrics] = []
         applied = False
         for part in batch.parts(self._parts):
             at(FORWARD)
             loss, metrics = self.forward(part, step)
             at(BACKWARD)
-            found.append({"loss": loss.detach(), **metrics})
+            losses.append(loss.detach())
+            found.append(metrics)
             applied = self.step(loss)
-        whole = mean_of_parts(found)
-        return whole.pop("loss"), whole, applied
+        return torch.stack(losses).mean(), mean_of_parts(found), applied
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Loss and metrics of a part of this rank's batch at global step `step`."""
@@ -131,12 +132,20 @@ class Engine:
         self.engine.step()
         return self.engine.was_step_applied()
 
+    def run_blocks(self, checkpointing: str, compiled: str) -> None:
+        """Run transformer blocks so from now on; see `BlockRunner`."""
+        self._checkpointing, self._compiled = checkpointing, compiled
+        self.objective.model.run_blocks(checkpointing, compiled)
+
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """Run transformer blocks as they are inside the `with`, so that hooks on their modules are called."""
-        self.objective.model.run_blocks(self._checkpointing)
-        yield
-        self.objective.model.run_blocks(self._checkpointing, self._compiled)
+        before = self._compiled
+        self.run_blocks(self._checkpointing, "none")
+        try:
+            yield
+        finally:
+            self.run_blocks(self._checkpointing, before)
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradient before clipping; not finite when the update was skipped."""

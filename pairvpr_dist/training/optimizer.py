@@ -50,7 +50,10 @@ def parameter_groups(model: PairVPR, config: OptimConfig) -> list[dict[str, Any]
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = config.layer_decay ** (top - layer_of(name, encoder_depth, decoder_depth))
+        layer = layer_of(name, encoder_depth, decoder_depth)
+        if name == "encoder.mask_token" and model.encoder.fills:
+            layer = encoder_depth
+        scale = config.layer_decay ** (top - layer)
         if name.startswith("encoder.vit.patch_embed"):
             scale *= config.patch_embed_lr_scale
         decays = config.decay_all_parameters or has_weight_decay(name, parameter)

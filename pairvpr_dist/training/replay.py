@@ -140,14 +140,22 @@ class Rerun:
 def rerun_step(path: Path, kept: Replay, config: TrainingConfig) -> list[Rerun]:
     """Forward and backward of the step in this process, on its GPU where it has one; no update.
 
-    Stage 1 goes rank by rank, which is exact and needs no more memory than a rank had.
+    Stage 1 goes rank by rank and part by part, which is exact and needs no more memory than a rank had.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = PairVPR(config.model)
     load_model_state(model, read_tensors(path / "model.safetensors"), path)
     if isinstance(config, Stage2Config):  # all ranks' images in the memory that one of them had
         chunks = config.objective.chunks * len(kept.places)
-        config = replace(config, objective=replace(config.objective, chunks=chunks))
+        if config.train.checkpointing != "none" and len(kept.places) > 1:  # chunks save memory in its place
+            chunks *= config.data.images_per_place
+        policy = config.train.checkpointing if chunks == 1 else "none"
+        config = replace(
+            config,
+            objective=replace(config.objective, chunks=chunks),
+            train=replace(config.train, checkpointing=policy),
+        )
+    model.run_blocks(config.train.checkpointing)
     objective = build_objective(config, model, kept.datasets).to(device)
     if kept.bf16:  # as DeepSpeed does: parameters, not buffers
         for parameter in objective.parameters():
@@ -157,14 +165,19 @@ def rerun_step(path: Path, kept: Replay, config: TrainingConfig) -> list[Rerun]:
     if not isinstance(objective, MaskedModelling):
         batches = [Batch(*(torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)))]
         names = [[name for places in kept.places for name in places]]
-    return [_rerun(objective, b.to(device), kept.step, n) for b, n in zip(batches, names, strict=True)]
+    parts = config.train.accumulate
+    return [_rerun(objective, b.to(device), parts, kept.step, n) for b, n in zip(batches, names, strict=True)]
 
 
-def _rerun(objective: Objective, batch: Batch, step: int, names: list[str]) -> Rerun:
+def _rerun(objective: Objective, batch: Batch, parts: int, step: int, names: list[str]) -> Rerun:
     with Observer(objective, measure=True) as observer:
-        loss, _ = objective(batch, step)
-        loss.backward()
+        passed = []
+        for part in batch.parts(parts):
+            loss, _ = objective(part, step)
+            (loss / parts).backward()
+            passed.append(loss.detach())
     objective.zero_grad()
+    loss = torch.stack(passed).mean()
     losses: list[float] = []
     if isinstance(objective, MaskedModelling):
         with torch.no_grad():

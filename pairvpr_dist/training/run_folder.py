@@ -34,7 +34,7 @@ from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import Stage2Config, TrainingConfig
-from pairvpr_dist.training.deepspeed_config import compiled_blocks
+from pairvpr_dist.training.deepspeed_config import compiled_blocks, uses_bf16
 from pairvpr_dist.training.recall import check_recall, measures_recall
 from pairvpr_dist.training.validation import measured_names, validates, validation_loader
 from pairvpr_dist.training.weights_and_biases import check_wandb
@@ -157,6 +157,9 @@ def check_shares(config: TrainingConfig) -> None:
     if share % parts:
         raise UserError(f"train.accumulate={parts}: must divide the {share} places of a process "
                         f"(data.places_per_batch={config.data.places_per_batch} over {processes})")  # fmt: skip
+    if parts > 1 and uses_bf16(config) and config.train.zero_stage < 2:
+        raise UserError(f"train.accumulate={parts}: below ZeRO-2 DeepSpeed would sum the parts' gradients in bf16; "
+                        "take train.zero_stage=2")  # fmt: skip
     if config.stage == "stage2" and config.data.places_per_batch < 2:
         raise UserError("data.places_per_batch=1: stage 2 needs at least 2 places in a batch to find negatives")
 

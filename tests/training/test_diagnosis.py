@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def test_the_first_bad_output_and_its_place(prepared: Prepared, name: str) -> No
     assert (sighting.phase, sighting.module) == (FORWARD, name)
     assert sighting.places == (names[4],)
     assert not sighting.bad_weights
+
+
+def nan_at(call: int, row: int) -> Callable[..., Tensor]:
+    """A module whose output is NaN in one row of one of its calls, the first being 0."""
+    calls = count()
+    spoil = nan_in_a_row(row)
+    return lambda module, args, output: spoil(module, args, output) if next(calls) == call else output
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_place_of_a_batch_that_passes_in_parts(city_shards: Path, name: str) -> None:
+    objective, batch, names = prepare("stage1", city_shards)
+    objective.get_submodule(name).register_forward_hook(nan_at(call=1, row=1))
+    with Observer(objective) as observer:
+        losses = [run(objective, part)[0].detach() for part in batch.parts(2)]
+    sighting = observer.sighting(torch.stack(losses).mean(), batch, names)
+    assert (sighting.phase, sighting.module, sighting.places) == (FORWARD, name, (names[4],))
 
 
 BACKWARD_FAULTS: list[tuple[Callable[..., Any], str, str]] = [

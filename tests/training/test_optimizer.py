@@ -15,9 +15,9 @@ from pairvpr_dist.training.schedules import make_schedule
 Rates = dict[str, tuple[float, float]]
 
 
-def rates_by_name(stage: str, size: str) -> tuple[Rates, TrainingConfig]:
+def rates_by_name(stage: str, size: str, *changes: str) -> tuple[Rates, TrainingConfig]:
     """(lr_scale, wd_scale) of every parameter that a stage trains."""
-    config = load_config(stage, size, ["data.shards=none"])
+    config = load_config(stage, size, ["data.shards=none", *changes])
     with torch.device("meta"):
         model = PairVPR(config.model)
     build_objective(config, model, ["one"])  # freezes what the stage does not use
@@ -80,6 +80,12 @@ def test_the_patch_embedding_learns_at_a_fifth(model: PairVPR) -> None:
     weight = model.encoder.vit.patch_embed.proj.weight
     (scale,) = (g["lr_scale"] for g in groups if any(p is weight for p in g["params"]))
     assert scale == pytest.approx(0.2 * 0.9 ** (3 + 1 + 1))
+
+
+@pytest.mark.parametrize("frozen", [0, 6])
+def test_the_token_of_dropped_patches_learns_as_what_stands_above_the_encoder(frozen: int) -> None:
+    rates, _ = rates_by_name("stage1", "vitb", "objective.drop_hidden=true", f"model.frozen_blocks={frozen}")
+    assert rates["encoder.mask_token"] == rates["decoder.embed.weight"]
 
 
 def test_stage2_has_one_rate_and_decays_everything() -> None:

@@ -142,6 +142,10 @@ def test_batches_that_cannot_be(config: TrainingConfig, city_shards: Path) -> No
     too_many = replace(config, data=replace(config.data, places_per_batch=PLACES + 1))
     refused_at_the_door(too_many, f"data.places_per_batch={PLACES + 1}: there are only {PLACES} places")
     refused_at_the_door(replace(config, launch=replace(config.launch, processes=4)), "data.places_per_batch=6")
+    parts = replace(config, train=replace(config.train, accumulate=4))
+    refused_at_the_door(parts, "train.accumulate=4: must divide the 6 places of a process")
+    half = replace(config, train=replace(config.train, accumulate=2, precision="bf16", zero_stage=1))
+    refused_at_the_door(half, "take train.zero_stage=2")
     lonely = small_config("stage2", city_shards, Path(config.run), ["data.places_per_batch=1"])
     refused_at_the_door(lonely, "needs at least 2 places in a batch")
 

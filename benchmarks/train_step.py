@@ -47,7 +47,7 @@ PLACES = {  # in the first batch that is tried
 CPU_STAGE2_PIXELS = 112
 STEPS = {"cpu": 1, "cuda": 5}  # in a turn
 WARM_UP = {"cpu": 1, "cuda": 3}
-COMPILED = {"cpu": ("blocks",), "cuda": ("off", "blocks", "graphs")}
+COMPILED = {"cpu": ("blocks",), "cuda": ("none", "blocks", "graphs")}
 GIB, TERA = 2**30, 1e12
 
 
@@ -112,7 +112,7 @@ def measure(plain: Worker, ours: Worker, config: TrainingConfig, kind: str, args
         "checkpointing=selective": ("selective", auto),
         "checkpointing=full": ("full", auto),
     }
-    for compiled in () if args.no_compile else ("none", "blocks", *(["graphs"] if kind == "cuda" else [])):
+    for compiled in COMPILED[kind] if kind == "cuda" or args.compile else ():
         if compiled != auto:
             ways[f"compile={compiled}"] = (config.train.checkpointing, compiled)
     yield from take_turns(plain, ours, config, ways, kind, args.rounds)

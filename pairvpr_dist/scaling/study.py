@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ class Point:
         """Its folder: what it differs in, in letters that any disk takes, and its digest."""
         told = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.values.items())
         return f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', told)[:100]}-{self.digest[:8]}"
+
+    def value_of(self, key: str) -> Any:
+        """What its run has for `key`, whether it differs in it from others or not."""
+        return self.size if key == SIZE else reduce(getattr, key.split("."), self.config)
 
     @property
     def folder(self) -> Path:

@@ -44,9 +44,7 @@ class Drawn:
 
 def label_of(row: Row, keys: Sequence[str]) -> str:
     """What a row is among others that differ in `keys`: `ZeRO-2, batch 48`. Pure."""
-    return ", ".join(
-        WORDS[key](row[key]) if key in WORDS else f"{key.rpartition('.')[2]} {row.get(key)}" for key in keys
-    )
+    return ", ".join(WORDS[key](row[key]) if key in WORDS else f"{key.rpartition('.')[2]} {row[key]}" for key in keys)
 
 
 def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, list[Row]]:

@@ -197,9 +197,9 @@ def _bars(drawn: Drawn, draw: Callable[[Any, float, Row, str], None], what: str)
     """A bar a row, those of one first key in one colour, the first row on top."""
     rows, keys = drawn.rows, drawn.keys
     figure, (axes,) = new_figure(drawn.study, 1, 1.1 + 0.27 * len(rows))
-    colours = dict(zip({row.get(keys[0]): None for row in rows}, cycle(COLOURS), strict=False))
+    colours = dict(zip(grouped(rows, keys[:1]), cycle(COLOURS), strict=False))
     for i, row in enumerate(rows):
-        draw(axes, -i, row, colours[row.get(keys[0])])
+        draw(axes, -i, row, colours[label_of(row, keys[:1])])
     axes.set_yticks([-i for i in range(len(rows))], [label_of(row, keys) for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)

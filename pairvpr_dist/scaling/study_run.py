@@ -147,7 +147,7 @@ def machine_rates(run: StudyRun) -> dict[str, float] | None:
 
 def collect(run: StudyRun, retry: bool) -> list[Point]:
     """Read what has ended under SLURM, and give the points that are still to be run."""
-    done = {row["digest"] for row in read_rows(run.folder, run.points) if not (retry and "error" in row)}
+    done = {row["digest"] for row in read_rows(run.folder, run.points, run.keys) if not (retry and "error" in row)}
     open_points = [point for point in run.points if point.digest not in done]
     states, left = _submitted_states(open_points), []
     for point in open_points:
@@ -155,7 +155,7 @@ def collect(run: StudyRun, retry: bool) -> list[Point]:
         if state is None or state["lost"] or (state["failed"] and retry):
             left.append(point)
         elif state["ended"] or state["failed"]:
-            add_row(run.folder, row_of(point, _told(point, run.study, state)))
+            add_row(run.folder, row_of(point, _told(point, run.study, state), run.keys))
     return left
 
 
@@ -184,7 +184,7 @@ def run_here(run: StudyRun, points: Sequence[Point]) -> None:
                initial=len(run.points) - len(points))  # fmt: skip
     for done, point in enumerate(bar, 1):
         bar.set_description(point.name.rpartition("-")[0])
-        row = row_of(point, _run(point, run.study, rates))
+        row = row_of(point, _run(point, run.study, rates), run.keys)
         add_row(run.folder, row)
         seconds = (time.monotonic() - started) / done * (len(points) - done)
         if bar.disable:
@@ -230,7 +230,7 @@ def _launcher(*arguments: str) -> str:
 def finish(run: StudyRun) -> list[Row]:
     """Write the table of what is there, and draw the plots."""
     rates = machine_rates(run)
-    rows = with_efficiency(read_rows(run.folder, run.points), run.keys)
+    rows = with_efficiency(read_rows(run.folder, run.points, run.keys), run.keys)
     rows = with_predictions(rows, {point.digest: point for point in run.points}, run.study, rates)
     write_table(run.folder, rows)
     draw_all(run.folder / "plots", Drawn(run.study, rows, run.keys, rates))

@@ -42,10 +42,10 @@ SHOWN = {  # of a row, in the order of the text table: heading and form
 }
 
 
-def read_rows(folder: Path, points: Sequence[Point]) -> list[Row]:
+def read_rows(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> list[Row]:
     """What was measured of these points, in their order; a point that was not tried has no row."""
     newest = {row["digest"]: row for row in read_json_lines(folder / MEASURED)}
-    return [newest[point.digest] for point in points if point.digest in newest]
+    return [row_of(point, newest[point.digest], keys) for point in points if point.digest in newest]
 
 
 def add_row(folder: Path, row: Row) -> None:
@@ -64,14 +64,18 @@ def write_table(folder: Path, rows: Sequence[Row]) -> None:
     write_text(folder / "table.csv", text.getvalue())
 
 
-def row_of(point: Point, told: Mapping[str, Any]) -> Row:
-    """The row of a point that measured `told`, or of which it is told why it failed."""
+def row_of(point: Point, told: Mapping[str, Any], keys: Sequence[str]) -> Row:
+    """The row of a point that measured `told`, or of which it is told why it failed, with its values of `keys`.
+
+    `told` may be an older row of it, from before the study differed in some of them. Pure.
+    """
     config = point.config
     shape = {
         "size": point.size, RANKS: config.launch.processes, BATCH: config.data.places_per_batch,
         "train.zero_stage": config.train.zero_stage,
     }  # fmt: skip
-    return {"point": point.name, **point.values, **shape, **told, "digest": point.digest}
+    known = {"point": point.name, **{key: point.value_of(key) for key in keys}, **shape}
+    return {**known, **{key: value for key, value in told.items() if key not in known}, "digest": point.digest}
 
 
 def with_efficiency(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:

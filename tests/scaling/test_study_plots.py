@@ -54,6 +54,11 @@ def test_a_plot_is_drawn_where_the_rows_have_what_it_shows(tmp_path: Path) -> No
     assert draw_all(tmp_path, Drawn(study(), failed, [RANKS], RATES)) == []
 
 
+def test_values_may_be_lists(tmp_path: Path) -> None:
+    rows = [{"optim.betas": [0.9, high], RANKS: 1, "memory_gib": 1.0, "mfu": high} for high in (0.95, 0.99)]
+    assert len(draw_all(tmp_path, Drawn(study(), rows, ["optim.betas"], RATES))) == 2
+
+
 def test_the_plot_of_losses_tells_the_exponent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_law, "DRAWS", 20)
     keys = ["size", "train.max_steps", "seed"]

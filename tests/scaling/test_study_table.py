@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairvpr_dist.scaling.study import load_study, make_points
+from pairvpr_dist.scaling.study import load_study, make_points, swept_keys
+from pairvpr_dist.scaling.study_figures import label_of
 from pairvpr_dist.scaling.study_table import (
     BATCH,
     RANKS,
@@ -34,6 +35,9 @@ sweep: {launch.processes: [1, 2], train.zero_stage: [0, 2]}
 shards: [/nowhere]
 """
 RATES = {"threads": 1.0, "cores": 2.0, "flops": 3e10, "memory_rate": 1e10, "link_rate": 1e9, "library_memory": 8e8}
+
+
+KEYS = [RANKS, "train.zero_stage"]
 
 
 def row(ranks: int, batch: int, rate: float, **more: object) -> dict:
@@ -60,11 +64,11 @@ def test_efficiency_is_among_rows_that_are_alike_otherwise() -> None:
 def test_what_was_measured_is_kept_and_the_table_is_of_the_points_of_now(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(FILE)
     points = make_points(load_study(tmp_path / "study.yaml"), tmp_path)
-    add_row(tmp_path, row_of(points[1], {"error": "killed"}))
-    add_row(tmp_path, row_of(points[0], {"places_per_second": 3.0}))
-    add_row(tmp_path, row_of(points[1], {"places_per_second": 4.0}))
+    add_row(tmp_path, row_of(points[1], {"error": "killed"}, KEYS))
+    add_row(tmp_path, row_of(points[0], {"places_per_second": 3.0}, KEYS))
+    add_row(tmp_path, row_of(points[1], {"places_per_second": 4.0}, KEYS))
     add_row(tmp_path, {"digest": "of another study", "places_per_second": 1.0})
-    rows = read_rows(tmp_path, points)
+    rows = read_rows(tmp_path, points, KEYS)
     assert [r["places_per_second"] for r in rows] == [3.0, 4.0]
     assert "error" not in rows[1]
     write_table(tmp_path, rows)
@@ -73,18 +77,31 @@ def test_what_was_measured_is_kept_and_the_table_is_of_the_points_of_now(tmp_pat
         assert [r["train.zero_stage"] for r in csv.DictReader(table)] == ["0", "2"]
 
 
+def test_a_row_tells_what_its_point_leaves_at_its_default_and_others_do_not(tmp_path: Path) -> None:
+    unlike = FILE.replace("sweep: {launch.processes: [1, 2], train.zero_stage: [0, 2]}",
+                          "points: [{train.checkpointing: full}, {launch.processes: 2}]")  # fmt: skip
+    (tmp_path / "study.yaml").write_text(unlike)
+    points = make_points(study := load_study(tmp_path / "study.yaml"), tmp_path)
+    keys = swept_keys(study)
+    for point in points:  # rows from before the study differed in any of it
+        add_row(tmp_path, {"digest": point.digest, "memory_gib": 1.0})
+    rows = read_rows(tmp_path, points, keys)
+    assert [(r["train.checkpointing"], r[RANKS]) for r in rows] == [("full", 1), ("none", 2)]
+    assert [label_of(r, keys) for r in rows] == ["full checkpointing, 1 process", "all kept, 2 processes"]
+
+
 def test_a_processor_is_calibrated_by_one_point_and_predicts_the_others(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(FILE)
     study = load_study(tmp_path / "study.yaml")
     points = make_points(study, tmp_path)
     told = {"seconds_per_step": 0.7, "flops_per_second": 1.5e10}
-    rows = with_predictions([row_of(p, told) for p in points], {p.digest: p for p in points}, study, RATES)
+    rows = with_predictions([row_of(p, told, KEYS) for p in points], {p.digest: p for p in points}, study, RATES)
     assert [r["calibrates"] for r in rows] == [True, False, False, False]
     assert rows[0]["predicted_seconds_per_step"] == pytest.approx(0.7, rel=1e-3)
     assert rows[2]["predicted_seconds_per_step"] < 0.7  # half of the batch each
     assert (rows[0]["mfu"], rows[2]["mfu"]) == (pytest.approx(0.5), pytest.approx(0.25))
     assert all(r["predicted_memory_gib"] > 0 for r in rows)
-    failed = with_predictions([row_of(points[0], {"error": "x"})], {p.digest: p for p in points}, study, RATES)
+    failed = with_predictions([row_of(points[0], {"error": "x"}, KEYS)], {p.digest: p for p in points}, study, RATES)
     assert "predicted_seconds_per_step" not in failed[0]
 
 

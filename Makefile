@@ -5,6 +5,7 @@
 #   make lint         ruff, its formatting, mypy
 #   make bench        every program of benchmarks/; make bench-rerank: re-ranking against the plain way
 #   make bench-gpu    all that needs a GPU, in 10 minutes, into runs/gpu/table.md; OUT=DIR: into that folder
+#   make studies      the studies of configs/study and their plots in docs/studies.md: half an hour on two cores
 #   make ablations    stage 1, places and re-ranking against training without them: an hour on two cores
 #   make setup PYTHON=python3.12      with a Python of your choice, 3.11 or later
 
@@ -13,7 +14,7 @@ NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
 STAMP := .venv/.up-to-date
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup demo test test-slow lint bench bench-rerank bench-gpu ablations
+.PHONY: setup demo test test-slow lint bench bench-rerank bench-gpu studies ablations
 
 setup: $(STAMP)
 
@@ -42,7 +43,7 @@ lint: setup
 	mypy
 
 bench: setup
-	@set -e; for program in $(filter-out benchmarks/ablations.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for program in $(filter-out benchmarks/ablations.py benchmarks/gpu_kit.py,$(shell grep -l __main__ benchmarks/*.py)); do \
 		echo "$$program"; python $$program; done
 
 bench-rerank: setup
@@ -50,6 +51,13 @@ bench-rerank: setup
 
 bench-gpu: setup
 	python benchmarks/gpu_kit.py $(if $(OUT),--out $(OUT))
+
+PLOTS := strong/scaling weak/scaling zero/memory memory/memory compile/mfu strong/predicted sizes/loss
+
+studies: setup
+	pairvpr study configs/study/*.yaml
+	$(foreach plot,$(PLOTS),cp runs/studies/$(dir $(plot))plots/$(notdir $(plot)).png \
+		docs/images/study-$(subst /,-,$(plot)).png;)
 
 ablations: setup
 	python benchmarks/ablations.py

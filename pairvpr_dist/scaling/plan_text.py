@@ -136,17 +136,22 @@ def memory_parts(one: Candidate) -> str:
 def step(one: Candidate) -> str:
     """Where the time of a step goes."""
     time = one.step
-    waits = f", loader {one.seconds - time.seconds:.3g}" if one.seconds > time.seconds else ""
+    waits = f", loader {ms(one.seconds - time.seconds)}" if one.seconds > time.seconds else ""
     return (
-        f"{one.seconds:.3g} s: compute {time.compute:.3g}, communication that it does not hide {time.exposed:.3g}, "
-        f"update {time.update:.3g}, waiting for the slowest {time.straggling:.3g}{waits}; MFU {one.mfu:.0%}"
+        f"{ms(one.seconds)} ms: compute {ms(time.compute)}, communication that it does not hide {ms(time.exposed)}, "
+        f"update {ms(time.update)}, waiting for the slowest {ms(time.straggling)}{waits}; MFU {one.mfu:.0%}"
     )
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds."""
+    return f"{1000 * seconds:,.1f}"
 
 
 def run(one: Candidate) -> str:
     """Steps, and the data that they follow from."""
     train, data = one.config.train, one.setup.data
-    steps = f"{train.epochs} epochs x {data.steps_per_epoch:,} steps" if not train.max_steps else "train.max_steps"
+    steps = f"{train.epochs} epochs x {data.steps_per_epoch:,}" if not train.max_steps else "train.max_steps"
     return f"{one.steps:,} steps ({steps}); {data.places:,} places an epoch: {data.source}"
 
 
@@ -163,11 +168,11 @@ def loader(one: Candidate) -> str:
 def checkpoint(one: Candidate) -> str:
     """Size, time and how often."""
     found = one.checkpoints
-    best, configured = (f"{steps:,} steps ({hours(steps * one.seconds / 3600)})"
-                        for steps in (found.best_every_steps, found.every_steps))  # fmt: skip
+    both = (found.best_every_steps, found.every_steps)
+    best, configured = (f"{steps:,} steps ({hours(steps * one.seconds / 3600)})" for steps in both)
     return (
-        f"{found.bytes / GB:.1f} GB; training waits {found.stall:.2g} s, on disk after {found.write:.2g} s; "
-        f"every {configured}, of least cost would be {best}; {1 - found.goodput:.2%} lost to checkpoints and failures"
+        f"{found.bytes / GB:.1f} GB; training waits {found.stall:.2g} s, on disk after {found.write:.2g} s; every "
+        f"{configured}, best every {best}; {1 - found.goodput:.2%} lost to it and to failures"
     )
 
 

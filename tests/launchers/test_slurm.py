@@ -20,7 +20,9 @@ from launchers.jobs import STAGE_NAMES
 from launchers.planning import Request, make_plan
 from launchers.slurm import EXAMPLES, main
 from pairvpr_dist import PairVPR
+from pairvpr_dist.costs.memory import ModelState, ProcessMemory
 from pairvpr_dist.errors import UserError, exit_on_user_error
+from pairvpr_dist.scaling import candidate
 from pairvpr_dist.training.run_folder import check_shares
 
 PROGRAM = Path(__file__).parents[2] / "launchers" / "slurm.py"
@@ -75,8 +77,12 @@ def test_the_command_as_written_shows_the_largest_run() -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_a_profile_that_names_its_gpu_has_a_prediction(few_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_that_names_its_gpu_has_a_prediction(
+    few_shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each training stage: its first line, what would be better, and the places that the hours follow from."""
+    memory = ProcessMemory(ModelState(1e9, 0, 0, 0), 1e9, 0)  # which takes seconds to find
+    monkeypatch.setattr(candidate, "process_memory", lambda *_, **__: memory)
     asked = ("pipeline", "tiny", "cluster.gpus_per_node=2", "stage2.data.images_per_place=3")
     told = dry_run(capsys, *asked, "cluster.gpu=h100", f"stage2.data.shards={few_shards}",
                    "stage2.data.places_per_batch=4", "stage2.data.min_images_per_place=3")  # fmt: skip

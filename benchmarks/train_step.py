@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from step_worker import Turn, Worker
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from launchers.processes import set_environment
 from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.flops import training_flops_per_place
+from pairvpr_dist.costs.memory import process_memory
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import write_json
 from pairvpr_dist.settings import Stage1Config, TrainingConfig
@@ -73,13 +75,13 @@ def main() -> None:
         for size in (args.sizes or SIZES[kind]).split(","):
             config = configured(stage, size, kind, args.overrides)
             places = args.micro_batch or PLACES[kind].get(size, PLACES[kind][stage])
-            fitted = fit(plain, ours, config, places)
+            fitted, losses = fit(plain, ours, config, places)
             if fitted is None:
                 print(f"\n{stage} {size}: does not fit", flush=True)
                 continue
             limit = ours.ask("product")
             measured = list(measure(plain, ours, fitted, kind, args))
-            rows += report(fitted, measured, limit)
+            rows += report(fitted, measured, losses, limit)
             if args.profile:
                 profile(plain, ours, fitted, args.profile)
     plain.end()
@@ -94,14 +96,25 @@ def configured(stage: str, size: str, kind: str, overrides: Sequence[str]) -> Tr
     return load_config(stage, size, ["data.shards=none", "launch.processes=1", *few, *overrides])
 
 
-def fit(plain: Worker, ours: Worker, config: TrainingConfig, places: int) -> TrainingConfig | None:
-    """The configuration with the largest batch, halved from `places`, of which both take a step."""
+def fit(
+    plain: Worker, ours: Worker, config: TrainingConfig, places: int
+) -> tuple[TrainingConfig | None, dict[str, float]]:
+    """The configuration with the largest batch, halved from `places`, of which both take a step, and their losses."""
     while places >= (1 if isinstance(config, Stage1Config) else 2):  # a negative is another place
         fitted = replace(config, data=replace(config.data, places_per_batch=places))
-        if all(worker.ask("build", fitted) and worker.ask("turn", 1) for worker in (plain, ours)):
-            return fitted
+        if not torch.cuda.is_available() and 2 * process_memory(fitted, bf16=False, overlap=False).total > (
+            psutil.virtual_memory().available
+        ):  # a GPU says so itself
+            places //= 2
+            continue
+        first = {
+            form: worker.ask("build", fitted) and worker.ask("turn", 1)
+            for form, worker in ((PLAIN, plain), (OURS, ours))
+        }
+        if all(first.values()):
+            return fitted, {form: turn.loss for form, turn in first.items()}
         places //= 2
-    return None
+    return None, {}
 
 
 def measure(plain: Worker, ours: Worker, config: TrainingConfig, kind: str, args: argparse.Namespace) -> Iterator[Row]:
@@ -147,22 +160,22 @@ def take_turns(
     yield from (Row(form, taken, beside) for form, taken in turns.items())
 
 
-def report(config: TrainingConfig, measured: list[Row], limit: float) -> list[dict[str, Any]]:
-    """Print the rows of a stage and size; the same as plain values."""
+def report(config: TrainingConfig, measured: list[Row], losses: dict[str, float], limit: float) -> list[dict[str, Any]]:
+    """Print the rows of a stage and size; the same as plain values. `losses`: of the first steps."""
     places, on_gpu = config.data.places_per_batch, torch.cuda.is_available()
     pairs = places * (1 if isinstance(config, Stage1Config) else 2 * config.data.images_per_place)
     flops, peak = places * training_flops_per_place(config), own_peak_flops()
     print(f"\n{config.stage} {config.size}: {places} places, {pairs} pairs of {config.model.image_size} px; "
           f"{flops / places / 1e9:.4g} GFLOP a place; limit {limit / TERA:.3g} TFLOP/s")  # fmt: skip
     mfu_title = f"{'MFU':>7}" if peak else ""
-    print(f"  {'form':<26}{'pairs/s':>9}{mfu_title}{'of limit':>10}{'peak GiB':>10}{'loss':>10}  ratio"
+    print(f"  {'form':<26}{'pairs/s':>9}{mfu_title}{'of limit':>10}{'peak GiB':>10}  ratio"
           f"{'' if on_gpu else ', of processor time'}")  # fmt: skip
     rows = []
     for row in measured:
         said: dict[str, Any] = {
             "size": config.size, "stage": config.stage, "form": row.form, "micro_batch": places,
             "image_size": config.model.image_size, "pairs_per_second": None, "mfu": None, "share_of_limit": None,
-            "peak_bytes": None, "loss": None, "ratio": None,
+            "peak_bytes": None, "first_loss": losses.get(row.form), "ratio": None,
         }  # fmt: skip
         rows.append(said)
         if row.turns is None:
@@ -176,13 +189,14 @@ def report(config: TrainingConfig, measured: list[Row], limit: float) -> list[di
             "mfu": flops / seconds / peak if peak else None,
             "share_of_limit": flops / busy / limit,
             "peak_bytes": max(turn.peak_bytes for turn in row.turns),
-            "loss": row.turns[-1].loss,
             "ratio": statistics.median(ratios(row, "wall")),
         }
         mfu = f"{said['mfu']:7.1%}" if peak else ""
         ratio = spread(ratios(row, "wall")) + ("" if on_gpu else f", {spread(ratios(row, 'processor'))}")
         print(f"  {row.form:<26}{said['pairs_per_second']:9.4g}{mfu}{said['share_of_limit']:10.0%}"
-              f"{said['peak_bytes'] / GIB:10.2f}{said['loss']:10.4f}  {ratio}", flush=True)  # fmt: skip
+              f"{said['peak_bytes'] / GIB:10.2f}  {ratio}", flush=True)  # fmt: skip
+    apart = abs(losses[OURS] / losses[PLAIN] - 1)
+    print(f"  loss of the first step {losses[OURS]:.4f}, apart by {apart:.1e} of it", flush=True)
     return rows
 
 

@@ -67,9 +67,9 @@ def test_a_small_run(tmp_path: Path) -> None:
         assert row["pairs_per_second"] > 0
         assert row["peak_bytes"] > 0
         assert row["mfu"] is None or 0 < row["mfu"] < 1
-        if row["form"] != "drop_hidden":  # it does not compute the same
-            first = next(other for other in rows if other["stage"] == row["stage"])
-            assert row["loss"] == pytest.approx(first["loss"], rel=0.1)  # not after the same number of steps
+        assert (row["first_loss"] is None) == (row["form"] not in ("straightforward", "ours"))
+    for plain, ours in ((rows[0], rows[1]), (rows[5], rows[6])):
+        assert ours["first_loss"] == pytest.approx(plain["first_loss"], rel=1e-2)  # bf16 and fp16 on a GPU
     assert trace.stat().st_size > 0
     for part in ("encoder, trained", "decoder", "heads", "views and loss", "update", "products", "norms"):
         assert told.count(f"{part} ") == 4, part  # in both ways of both stages

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pairvpr_dist.scaling.power_law import FittedLaw, fit_with_interval, frontier
+from pairvpr_dist.scaling.power_law import MIN_FOR_INTERVAL, MIN_POINTS, FittedLaw, fit_frontier, frontier
 from pairvpr_dist.scaling.study_figures import (
     COLOURS,
     GREY,
@@ -150,7 +150,7 @@ def loss_plot(drawn: Drawn) -> Any:
     figure, (axes,) = new_figure(drawn.study, 1, 4.0)
     of_size = [key for key in keys if key not in ("train.max_steps", "seed", "data.places_per_batch")]
     for colour, (name, group) in zip(cycle(COLOURS), grouped(rows, of_size).items(), strict=False):
-        points = over_seeds(group)
+        points = over_seeds(group, keys)
         at, mean = [c for c, _ in points], [float(np.mean(losses)) for _, losses in points]
         axes.plot(at, mean, color=colour, lw=1, marker="o", ms=4)
         for compute, losses in points:
@@ -162,35 +162,35 @@ def loss_plot(drawn: Drawn) -> Any:
     axes.set_xlabel("compute of a run, FLOPs")
     held_out = bool(study.validation or (study.synthetic and study.synthetic.validation_places))
     axes.set_ylabel(f"loss at its end{', places never trained on' if held_out else ''}")
-    if (law := frontier_law(rows)) is not None:
+    if (law := frontier_law(rows, keys)) is not None:
         _draw_law(axes, law, [row["compute"] for row in rows])
     axes.margins(x=0.12)
     plain_log_ticks(axes.yaxis)
     return figure
 
 
-def over_seeds(rows: Sequence[Row]) -> list[tuple[float, list[float]]]:
-    """Points (compute, the loss of every seed) by rising compute. Pure."""
-    losses: dict[float, list[float]] = {}
-    for row in rows:
-        losses.setdefault(row["compute"], []).append(row["loss"])
-    return sorted(losses.items())
+def over_seeds(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[float, list[float]]]:
+    """Points (compute, the loss of every seed) by rising compute: rows that differ in no key but `seed`. Pure."""
+    alike = grouped(rows, [key for key in keys if key != "seed"]).values()
+    return sorted((group[0]["compute"], [row["loss"] for row in group]) for group in alike)
 
 
-def frontier_law(rows: Sequence[Row]) -> FittedLaw | None:
+def frontier_law(rows: Sequence[Row], keys: Sequence[str]) -> FittedLaw | None:
     """The power law of the points that nothing beats; None where they are too few for one. Pure."""
-    points = over_seeds(rows)
-    kept = [points[i] for i in frontier([c for c, _ in points], [float(np.mean(losses)) for _, losses in points])]
-    return fit_with_interval(kept) if len(kept) > 2 else None
+    points = over_seeds(rows, keys)
+    kept = frontier([c for c, _ in points], [float(np.mean(losses)) for _, losses in points])
+    return fit_frontier(points) if len(kept) >= MIN_POINTS else None
 
 
 def _draw_law(axes: Any, fitted: FittedLaw, compute: Sequence[float]) -> None:
     at = np.geomspace(min(compute), max(compute), 100)
-    low, high = fitted.exponent_interval()
-    axes.fill_between(at, *fitted.band(at), color=GREY, alpha=0.2, lw=0)
+    sure = f"{fitted.points} points, an interval needs {MIN_FOR_INTERVAL}"
+    if fitted.draws:
+        low, high = fitted.exponent_interval()
+        axes.fill_between(at, *fitted.band(at), color=GREY, alpha=0.2, lw=0)
+        sure = f"{low:.3f} to {high:.3f}, 90 per cent of draws"
     axes.plot(at, fitted.law(at), color="black", lw=1.2, ls="--")
-    axes.set_title(f"dashed: L ∝ C$^{{-b}}$, b = {fitted.law.b:.3f} ({low:.3f} to {high:.3f}, 90 per cent), "
-                   "of the points that none beats")  # fmt: skip
+    axes.set_title(f"dashed: L ∝ C$^{{-b}}$, b = {fitted.law.b:.3f} ({sure}), of the points that none beats")
 
 
 def _bars(drawn: Drawn, draw: Callable[[Any, float, Row, str], None], what: str) -> Any:

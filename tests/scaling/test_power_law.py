@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairvpr_dist.scaling import power_law
-from pairvpr_dist.scaling.power_law import fit, fit_with_interval, frontier
+from pairvpr_dist.scaling.power_law import fit, fit_frontier, frontier
 
 COMPUTE = np.geomspace(1e12, 1e16, 9)
 
@@ -24,13 +24,6 @@ def test_a_law_is_found_again_in_any_units(b: float, a: float, scale: float) -> 
     assert law(COMPUTE * scale) == pytest.approx(loss, rel=1e-3)
 
 
-def test_what_is_never_learnt_is_found_where_it_is_asked_for() -> None:
-    loss = 0.3 * (COMPUTE / 1e14) ** -0.25 + 0.4
-    law = fit(COMPUTE, loss, floor=True)
-    assert (law.b, law.c) == (pytest.approx(0.25, rel=0.02), pytest.approx(0.4, rel=0.02))
-    assert fit(COMPUTE, loss).b < 0.2
-
-
 def test_one_bad_point_does_not_bend_the_law() -> None:
     loss = (COMPUTE / 1e14) ** -0.2
     bad = loss.copy()
@@ -38,20 +31,39 @@ def test_one_bad_point_does_not_bend_the_law() -> None:
     assert fit(COMPUTE, bad).b == pytest.approx(0.2, abs=0.01)
 
 
-def test_the_interval_holds_the_exponent_and_widens_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_mostly_holds_the_exponent_and_widens_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_law, "DRAWS", 20)
     noise = np.random.default_rng(0)
 
-    def width(sigma: float) -> float:
-        points = [(c, list((c / 1e14) ** -0.2 * np.exp(noise.normal(0, sigma, 3)))) for c in COMPUTE]
-        fitted = fit_with_interval(points)
-        low, high = fitted.exponent_interval()
-        below, above = fitted.band(COMPUTE)
-        assert low <= 0.2 <= high
-        assert (below <= above).all()
-        return high - low
+    def widths(sigma: float) -> list[float]:
+        found = []
+        for _ in range(8):
+            points = [(c, list((c / 1e14) ** -0.2 * np.exp(noise.normal(0, sigma, 3)))) for c in COMPUTE]
+            fitted = fit_frontier(points)
+            low, high = fitted.exponent_interval()
+            below, above = fitted.band(COMPUTE)
+            assert (below <= above).all()
+            found.append((low <= 0.2 <= high, high - low))
+        assert sum(held for held, _ in found) >= 5
+        return [width for _, width in found]
 
-    assert width(0.001) < width(0.05)
+    assert max(widths(0.001)) < min(widths(0.05))
+
+
+def test_an_interval_is_told_from_five_points_on_and_is_never_of_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_law, "DRAWS", 20)
+    points = [(c, [(c / 1e14) ** -0.2 * (1 + 0.03 * (i % 2))]) for i, c in enumerate(COMPUTE)]
+    assert not fit_frontier(points[:4]).draws
+    low, high = fit_frontier(points[:5]).exponent_interval()
+    assert low < high
+
+
+def test_points_that_others_beat_are_not_of_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_law, "DRAWS", 20)
+    best = [(c, [(c / 1e14) ** -0.2]) for c in COMPUTE]
+    beaten = [(c, [5.0]) for c in COMPUTE]
+    fitted = fit_frontier([*best, *beaten])
+    assert (fitted.points, fitted.law.b) == (len(best), pytest.approx(0.2, rel=1e-3))
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0.1, 10)), min_size=1, max_size=30))

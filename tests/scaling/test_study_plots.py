@@ -63,17 +63,24 @@ def test_the_plot_of_losses_tells_the_exponent(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(power_law, "DRAWS", 20)
     keys = ["size", "train.max_steps", "seed"]
     assert [file.stem for file in draw_all(tmp_path, Drawn(study("loss"), losses(), keys, None))] == ["loss"]
-    fitted = frontier_law(losses())
+    fitted = frontier_law(losses(), keys)
     assert fitted is not None
     assert 0 < fitted.law.b < 0.3
-    assert frontier_law([row for row in losses() if row["size"] == "tiny"][:4]) is None
+    assert frontier_law([row for row in losses() if row["size"] == "tiny"][:4], keys) is None
 
 
 def test_seeds_of_a_point_are_one_point() -> None:
-    points = over_seeds(losses())
+    points = over_seeds(losses(), ["size", "train.max_steps", "seed"])
     assert len(points) == 6
     assert all(len(values) == 2 for _, values in points)
     assert [c for c, _ in points] == sorted(c for c, _ in points)
+
+
+def test_settings_of_equal_compute_are_no_seeds_of_each_other() -> None:
+    rows = [
+        {"optim.lr": rate, "seed": seed, "compute": 1e12, "loss": rate + seed} for rate in (1, 2) for seed in (0, 1)
+    ]
+    assert over_seeds(rows, ["optim.lr", "seed"]) == [(1e12, [1, 2]), (1e12, [2, 3])]
 
 
 def test_lines_are_named_and_processes_beyond_the_cores_marked() -> None:

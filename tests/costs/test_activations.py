@@ -107,3 +107,17 @@ def test_compiled_blocks_keep_no_more_than_plain_ones() -> None:
     )
     assert compiled.kept <= 1.02 * plain.kept
     assert compiled.kept > 0.5 * plain.kept
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # inductor's kernels are compiled, for two batch sizes
+def test_what_compiled_blocks_keep_is_what_the_partitioner_says() -> None:
+    config = small_config("stage1", NOWHERE, NOWHERE, ["model.decoder_depth=3", "train.compile=blocks"])
+    torch.manual_seed(0)
+    objective = build_objective(config, PairVPR(config.model), [])
+    objective.model.run_blocks("none", "blocks")
+    for places in (FEW, MORE):
+        objective(batch(config, places), 0)[0].backward()
+    (kept, _), (kept_of_more, _) = (allocated(objective, batch(config, n)) for n in (FEW, MORE))
+    measured = (kept_of_more - kept) / (MORE - FEW)
+    compare("bytes of a place, stage1 tiny compiled: kept", bytes_of_place(config, bf16=False).kept, measured, rel=0.1)

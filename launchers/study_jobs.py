@@ -88,6 +88,8 @@ def states(runs: Sequence[str]) -> dict[str, dict[str, Any]]:
 def main(argv: Sequence[str]) -> None:
     """The program."""
     match argv:
+        case ["-h" | "--help"]:
+            print(__doc__)
         case ["submit", file, folder, cluster]:
             print("\n".join(submit_points(read_json(Path(file), "the points of a study"), Path(folder), cluster)))
         case ["states", runs]:

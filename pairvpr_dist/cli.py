@@ -18,6 +18,7 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 
 Run = Callable[[argparse.Namespace], None]
 Declare = Callable[[argparse.ArgumentParser], Run]
+OVERRIDES = "override"  # where a verb's arguments hold its KEY=VALUE, if it takes any
 VERBS: dict[str, tuple[str, str, Declare]] = {}  # name -> help, examples, function
 
 
@@ -64,7 +65,12 @@ def run(arguments: list[str] | None = None) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         own.set_defaults(run=declare(own))
-    args = parser.parse_args(arguments)
+    args, left = parser.parse_known_args(arguments)
+    late = [text for text in left if "=" in text and not text.startswith("-")]  # argparse takes them in one place only
+    if late != left or (late and not hasattr(args, OVERRIDES)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if late:
+        setattr(args, OVERRIDES, [*getattr(args, OVERRIDES), *late])
     args.run(args)
 
 

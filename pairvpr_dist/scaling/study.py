@@ -16,10 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
-from pairvpr_dist.config import CONFIGS, known_keys, load_config, merge, parse_override, to_dataclass, to_dict
+from pairvpr_dist.config import CONFIGS, STAGES, known_keys, load_config, merge, parse_override, to_dataclass, to_dict
+from pairvpr_dist.costs.hardware import load_hardware
 from pairvpr_dist.errors import UserError, nearest
 from pairvpr_dist.settings import TrainingConfig
 
@@ -27,6 +28,10 @@ STUDIES = CONFIGS / "study"
 KINDS = ("throughput", "loss")
 SIZE = "size"  # of a point, beside the keys of its stage's configuration
 OWN_KEY = "study."  # before a key of the study's file, on the command line
+OWNED = {  # keys that a study sets for its points, and what to do in their place
+    "stage": "give study.stage", SIZE: "give study.size, or sweep over it", "run": "give --out",
+    "data.shards": "give study.shards", "data.validation": "give study.validation",
+}  # fmt: skip
 VALIDATION_SEED = 1  # of the synthetic city that is never trained on
 
 
@@ -56,6 +61,7 @@ class Study:
     shards: list[str] = field(default_factory=list)  # shard sets; or
     validation: list[str] = field(default_factory=list)  # those of places that are never trained on, for kind loss
     synthetic: SyntheticCity | None = None  # in place of them
+    repeat: int = 1  # rounds, in which all points take turns; the table has the median over them
     gpu: str | None = None  # a name of configs/hardware.yaml, for predictions; null: this machine as it is measured
 
     def __post_init__(self) -> None:
@@ -63,12 +69,22 @@ class Study:
         _require(self.stage in ("stage1", "stage2"), "stage", self.stage, "must be stage1 or stage2")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must be 0 or more")
         _require(self.measured_steps > 0, "measured_steps", self.measured_steps, "must be positive")
+        _require(self.repeat > 0, "repeat", self.repeat, "must be positive")
+        _require(self.repeat == 1 or self.kind == "throughput", "repeat", self.repeat,
+                 "a run's loss comes out the same again; sweep over seed")  # fmt: skip
         _require(bool(self.sweep) != bool(self.points), "sweep", self.sweep, "give either sweep or points")
         _require(bool(self.shards) != (self.synthetic is not None), "shards", self.shards, "give shards or synthetic")
+        _require(not (self.validation and self.synthetic), "validation", self.validation,
+                 "beside synthetic there is synthetic.validation_places")  # fmt: skip
         for key, values in self.sweep.items():
             _require(isinstance(values, list) and bool(values), f"sweep.{key}", values, "must be a list of values")
         for point in self.points:
             _require(isinstance(point, dict) and bool(point), "points", point, "each must be key: value, ...")
+        for key in swept_keys(self):
+            _require(key == SIZE or key not in OWNED, "sweep", key, f"cannot differ between points; {OWNED.get(key)}")
+        for text in self.overrides:
+            key = text.partition("=")[0]
+            _require(key not in OWNED, "overrides", text, f"a study sets it; {OWNED.get(key)}")
 
     @property
     def total_steps(self) -> int:
@@ -84,7 +100,13 @@ class Point:
     size: str
     overrides: tuple[str, ...]  # key=value of the run
     config: TrainingConfig
-    digest: str
+    setting: str  # digest of all that decides what it measures
+    round: int = 0
+
+    @property
+    def digest(self) -> str:
+        """By which a study knows it again."""
+        return hashlib.sha256(f"{self.setting} {self.round}".encode()).hexdigest() if self.round else self.setting
 
     @property
     def name(self) -> str:
@@ -128,6 +150,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     names = [each.name for each in fields(Study)]
     if unknown := [str(key) for key in values if key not in names]:  # merge would blame what is below it
         raise UserError(f"{path}: unknown key '{unknown[0]}'; {nearest(unknown[0], names)}")
+    of_points = values.get("overrides")
+    if isinstance(of_points, ListConfig) and any(not isinstance(text, str) for text in of_points):
+        raise UserError(f"{path}: overrides: each must be text; write key=value, not key: value")
     config = merge(OmegaConf.structured(Study), values, str(path))
     own = [text.removeprefix(OWN_KEY) for text in overrides if text.startswith(OWN_KEY)]
     for text in own:
@@ -137,6 +162,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     for text in of_runs:
         if text.partition("=")[0] in swept_keys(study):
             raise UserError(f"{text}: {path} sweeps over it; edit the file")
+    if study.gpu is not None and study.gpu not in (gpus := load_hardware()):
+        raise UserError(f"{path}: gpu={study.gpu}: not in configs/hardware.yaml; {nearest(study.gpu, gpus)}")
     return replace(study, overrides=[*study.overrides, *of_runs])
 
 
@@ -153,11 +180,11 @@ def combinations(study: Study) -> list[dict[str, Any]]:
 
 
 def make_points(study: Study, folder: Path) -> list[Point]:
-    """The points of a study that lies in `folder`. Raises `UserError` where one is no run."""
+    """The points of a study that lies in `folder`, round by round. Raises `UserError` where one is no run."""
     points = [_point(study, folder, values) for values in combinations(study)]
-    if len({point.digest for point in points}) < len(points):
+    if len({point.setting for point in points}) < len(points):
         raise UserError(f"{study.title}: two points are the same run; give each value once")
-    return points
+    return [_in_folder(replace(point, round=turn), folder) for turn in range(study.repeat) for point in points]
 
 
 def data_folders(study: Study, folder: Path) -> tuple[list[str], list[str]]:
@@ -174,12 +201,19 @@ def _city_folder(folder: Path, places: int, city: SyntheticCity, seed: int) -> s
     return str(folder / "data" / f"city-{seed}-{places}x{city.views}x{city.size}")
 
 
+def _in_folder(point: Point, folder: Path) -> Point:
+    run = str(folder / "points" / point.name)
+    overrides = (*point.overrides, f"run={json.dumps(run)}")
+    return replace(point, overrides=overrides, config=replace(point.config, run=run))
+
+
 def _point(study: Study, folder: Path, values: dict[str, Any]) -> Point:
     size = str(values.get(SIZE, study.size))
     shards, validation = data_folders(study, folder)
     keys = {key: value for key, value in values.items() if key != SIZE}
-    if unknown := [key for key in keys if key not in _known(study.stage)]:
-        raise UserError(f"{study.title}: unknown key '{unknown[0]}'; {nearest(unknown[0], _known(study.stage))}")
+    known = known_keys(STAGES[study.stage])
+    if unknown := [key for key in keys if key not in known]:
+        raise UserError(f"{study.title}: unknown key '{unknown[0]}'; {nearest(unknown[0], known)}")
     overrides = [
         *_common(study),
         *study.overrides,
@@ -189,16 +223,10 @@ def _point(study: Study, folder: Path, values: dict[str, Any]) -> Point:
     if study.kind == "loss":
         overrides.append(f"data.validation={json.dumps(validation)}")
     config = load_config(study.stage, size, overrides)
-    digest = _digest(study, config)
-    point = Point(values, size, tuple(overrides), config, digest)
-    run = str(folder / "points" / point.name)
-    return replace(point, overrides=(*overrides, f"run={json.dumps(run)}"), config=replace(config, run=run))
-
-
-def _known(stage: str) -> list[str]:
-    from pairvpr_dist.config import STAGES
-
-    return known_keys(STAGES[stage])
+    steps = config.train.max_steps
+    if steps is None or steps <= study.warmup_steps:
+        raise UserError(f"train.max_steps={steps}: must be more than study.warmup_steps={study.warmup_steps}")
+    return Point(values, size, tuple(overrides), config, _digest(study, config))
 
 
 def _common(study: Study) -> list[str]:

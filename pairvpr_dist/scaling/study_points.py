@@ -1,7 +1,7 @@
 """One point of a study: a real training run in processes of its own, and what its log tells.
 
-Contract: `run_point` leaves the run's log and configuration and no weights, and returns when its processes have ended,
-also when it is stopped itself. A run that fails is no fault of the study: it gives its reason. Rates are those of the
+Contract: `run_point` returns when the run's processes have ended, also when it is stopped itself; `drop_weights` leaves
+the run's log and configuration. A run that fails is no fault of the study: it gives its reason. Rates are those of the
 steps after the warm-up. Memory of a CPU is the largest that a process has had until its last step, as the kernel counts
 it, less what a process of this program has that has loaded its libraries and nothing else.
 """
@@ -67,13 +67,16 @@ def run_point(point: Point, study: Study) -> dict[str, Any]:
 
 
 def read_point(point: Point, study: Study) -> dict[str, Any]:
-    """What the log of a run that has ended tells; its weights go. Raises `PointError`."""
+    """What the log of a run that has ended tells. Raises `PointError`."""
     if not (point.folder / "export/config.json").exists():
         raise PointError("ended without a model; its log tells more")
-    measured = measures(read_json_lines(point.folder / "metrics.jsonl"), point, study)
+    return measures(read_json_lines(point.folder / "metrics.jsonl"), point, study)
+
+
+def drop_weights(point: Point) -> None:
+    """Remove what a run weighs, once its row is kept: a run of which no row tells must be readable again."""
     for name in HEAVY:
         shutil.rmtree(point.folder / name, ignore_errors=True)
-    return measured
 
 
 def measures(lines: Sequence[dict[str, Any]], point: Point, study: Study) -> dict[str, Any]:

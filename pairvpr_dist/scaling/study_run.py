@@ -37,10 +37,11 @@ from pairvpr_dist.scaling.study import (
 from pairvpr_dist.scaling.study_figures import Drawn
 from pairvpr_dist.scaling.study_machine import library_memory, measure_machine
 from pairvpr_dist.scaling.study_plots import draw_all
-from pairvpr_dist.scaling.study_points import GIB, PointError, read_point, run_point
+from pairvpr_dist.scaling.study_points import GIB, PointError, drop_weights, read_point, run_point
 from pairvpr_dist.scaling.study_table import (
     Row,
     add_row,
+    over_rounds,
     read_rows,
     row_of,
     text_table,
@@ -90,8 +91,7 @@ def run_study(name: str, out: Path, overrides: Sequence[str], cluster: str | Non
             run_here(run, left)
         else:
             submit(run, left, cluster)
-        rows = finish(run)
-    waiting = len(points) - len(rows)
+        rows, waiting = finish(run)
     print(f"{study.title}\n{text_table(rows, run.keys)}")
     print(f"written: {folder / 'table.csv'}, table.jsonl and plots/")
     if waiting:
@@ -129,14 +129,16 @@ def build_data(study: Study, folder: Path) -> None:
 
 
 def measure_once(run: StudyRun) -> None:
-    """Measure this machine's processor, unless the study has, or predictions are of a GPU."""
-    file = run.folder / MACHINE
-    if run.study.gpu is not None or torch.cuda.is_available() or file.exists():
+    """Measure this machine's processor, unless the study has with as many threads and ranks, or runs on GPUs."""
+    if run.study.gpu is not None or torch.cuda.is_available():
         return
     launches = [point.config.launch for point in run.points]
     share = max(1, (os.cpu_count() or 1) // launches[0].processes)  # as the launcher shares the cores out
-    rates = measure_machine(launches[0].threads or share, max(launch.processes for launch in launches))
-    write_json(file, {**rates, "library_memory": float(library_memory())})
+    threads, ranks = launches[0].threads or share, max(launch.processes for launch in launches)
+    known = machine_rates(run) or {}
+    if (known.get("threads"), known.get("ranks")) != (threads, ranks):
+        rates = {"ranks": float(ranks), **measure_machine(threads, ranks), "library_memory": float(library_memory())}
+        write_json(run.folder / MACHINE, rates)
 
 
 def machine_rates(run: StudyRun) -> dict[str, float] | None:
@@ -156,6 +158,7 @@ def collect(run: StudyRun, retry: bool) -> list[Point]:
             left.append(point)
         elif state["ended"] or state["failed"]:
             add_row(run.folder, row_of(point, _told(point, run.study, state), run.keys))
+            drop_weights(point)
     return left
 
 
@@ -186,6 +189,7 @@ def run_here(run: StudyRun, points: Sequence[Point]) -> None:
         bar.set_description(point.name.rpartition("-")[0])
         row = row_of(point, _run(point, run.study, rates), run.keys)
         add_row(run.folder, row)
+        drop_weights(point)
         seconds = (time.monotonic() - started) / done * (len(points) - done)
         if bar.disable:
             told = row.get("error") or f"{row['seconds_per_step']:.3g} s/step"
@@ -227,11 +231,12 @@ def _launcher(*arguments: str) -> str:
     return done.stdout
 
 
-def finish(run: StudyRun) -> list[Row]:
-    """Write the table of what is there, and draw the plots."""
+def finish(run: StudyRun) -> tuple[list[Row], int]:
+    """Write the table of what is there, and draw the plots; its rows, and how many points have not ended."""
     rates = machine_rates(run)
-    rows = with_efficiency(read_rows(run.folder, run.points, run.keys), run.keys)
+    measured = read_rows(run.folder, run.points, run.keys)
+    rows = with_efficiency(over_rounds(measured, run.points), run.keys)
     rows = with_predictions(rows, {point.digest: point for point in run.points}, run.study, rates)
     write_table(run.folder, rows)
     draw_all(run.folder / "plots", Drawn(run.study, rows, run.keys, rates))
-    return rows
+    return rows, len(run.points) - len(measured)

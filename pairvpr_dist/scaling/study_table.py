@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ Row = dict[str, Any]
 MEASURED = "measured.jsonl"
 GIB = 2**30
 RANKS, BATCH = "launch.processes", "data.places_per_batch"
+OVER_ROUNDS = {"places_per_second_low": min, "places_per_second_high": max}  # of all others the median
 SHOWN = {  # of a row, in the order of the text table: heading and form
     "places_per_second": ("places/s", ",.3g"),
     "seconds_per_step": ("s/step", ".3g"),
@@ -46,6 +48,26 @@ def read_rows(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> lis
     """What was measured of these points, in their order; a point that was not tried has no row."""
     newest = {row["digest"]: row for row in read_json_lines(folder / MEASURED)}
     return [row_of(point, newest[point.digest], keys) for point in points if point.digest in newest]
+
+
+def over_rounds(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:
+    """A row for each setting of the points: the first of it, with the median of each figure over its rounds. Pure.
+
+    Quartiles become the lowest and highest of all rounds. Rounds that failed count where all have.
+    """
+    first = {point.setting: point.digest for point in reversed(points)}
+    setting = {point.digest: point.setting for point in points}
+    groups: dict[str, list[Row]] = {key: [] for key in reversed(first)}
+    for row in rows:
+        groups[setting[row["digest"]]].append(row)
+    found = []
+    for key, group in groups.items():
+        measured = [row for row in group if "error" not in row] or group[:1]
+        for row in measured[:1]:
+            figures = {name: OVER_ROUNDS.get(name, statistics.median)(other[name] for other in measured)
+                       for name, value in row.items() if isinstance(value, float)}  # fmt: skip
+            found.append({**row, **figures, "rounds": len(measured), "digest": first[key]})
+    return found
 
 
 def add_row(folder: Path, row: Row) -> None:
@@ -132,8 +154,10 @@ def with_predictions(
         gpu = find_gpu(study.gpu)
         return [{**row, **_predicted(points[row["digest"]], gpu, on_gpu=True), "calibrates": False} for row in rows]
     reference = next((row for row in rows if row[RANKS] == 1 and "seconds_per_step" in row), None)
-    if reference is None or rates is None:
+    if rates is None:
         return list(rows)
+    if reference is None:
+        return [{**row, **_own_mfu(row, rates)} for row in rows]
     config = points[reference["digest"]].config
     gpu = calibrate(as_gpu(rates), reference["seconds_per_step"], lambda g: _simulated(config, g, on_gpu=False).seconds)
     return [

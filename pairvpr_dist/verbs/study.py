@@ -25,6 +25,7 @@ def study(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "study", nargs="+", metavar="STUDY", help="a file, or a name below configs/study; then KEY=VALUE ..."
     )
+    parser.set_defaults(override=[])  # those that come after options
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), metavar="DIR", help="each study writes into DIR/NAME "
         "(default: %(default)s)"
@@ -38,8 +39,9 @@ def study(parser: argparse.ArgumentParser) -> Run:
 
         from pairvpr_dist.scaling.study_run import run_study
 
-        overrides = [text for text in args.study if "=" in text and not text.endswith(YAML)]
-        names = [text for text in args.study if text not in overrides]
+        words = [*args.study, *args.override]
+        overrides = [text for text in words if "=" in text and not text.endswith(YAML)]
+        names = [text for text in words if text not in overrides]
         if not names:
             raise UserError("STUDY: none is named; pairvpr study strong, or a path to YAML")
         if args.cluster and not args.slurm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ synthetic: {places: 12, views: 4, size: 64}
 
 def written(folder: Path, more: str = "sweep: {launch.processes: [1, 2], train.zero_stage: [0, 2]}\n") -> Path:
     path = folder / "study.yaml"
-    path.write_text(FILE + more)
+    replaced = {line.partition(":")[0] for line in more.splitlines()}
+    lines = [line for line in FILE.splitlines() if line.partition(":")[0] not in replaced]
+    path.write_text("\n".join([*lines, more]))
     return path
 
 
@@ -42,6 +45,15 @@ def test_points_may_be_named_one_by_one_and_may_differ_in_size(tmp_path: Path) -
     points = make_points(load_study(written(tmp_path, more)), tmp_path)
     assert [p.config.model.encoder for p in points] == ["tiny", "dinov2_vits14_reg"]
     assert [p.config.data.places_per_batch for p in points] == [6, 12]
+
+
+def test_rounds_are_points_of_their_own_that_take_turns(tmp_path: Path) -> None:
+    once = make_points(load_study(written(tmp_path)), tmp_path)
+    points = make_points(load_study(written(tmp_path), ["study.repeat=3"]), tmp_path)
+    assert [p.digest for p in points[:4]] == [p.digest for p in once]
+    assert [p.setting for p in points] == [p.setting for p in once] * 3
+    assert len({p.digest for p in points}) == len({p.config.run for p in points}) == 12
+    assert all(f"run={json.dumps(p.config.run)}" in p.overrides for p in points)
 
 
 def test_overrides_reach_every_point_and_the_study_itself(tmp_path: Path) -> None:
@@ -75,7 +87,16 @@ def test_a_digest_is_of_what_is_measured_and_not_of_where(tmp_path: Path) -> Non
         ("sweep: {size: [tiny, vist]}\n", "size 'vist' is unknown"),
         ("", "give either sweep or points"),
         ("sweep: {seed: [1]}\nshards: [x]\n", "give shards or synthetic"),
-        ("sweep: {seed: [1]}\nwarmup_steps: few\n", "not readable|warmup_steps"),
+        ("sweep: {seed: [1]}\ngpu: h10\n", "gpu=h10: not in .*did you mean 'h100'"),
+        ("sweep: {seed: [1]}\nvalidation: [x]\n", "validation=.*synthetic.validation_places"),
+        ("sweep: {seed: [1]}\nkind: loss\nrepeat: 2\n", "repeat=2: .*sweep over seed"),
+        ("sweep: {train.max_steps: [null]}\n", "train.max_steps=None: must be more than study.warmup_steps=1"),
+        ("sweep: {train.max_steps: [9, 1]}\n", "train.max_steps=1: must be more than study.warmup_steps=1"),
+        ("sweep: {data.shards: [[x]]}\n", "data.shards: cannot differ between points; give study.shards"),
+        ("points: [{run: x}]\n", "run: cannot differ between points; give --out"),
+        ("sweep: {seed: [1]}\noverrides: [stage=stage2]\n", "stage=stage2: a study sets it; give study.stage"),
+        ("sweep: {seed: [1]}\noverrides: [train.max_steps: 5]\n", "overrides: .*write key=value"),
+        ("sweep: {seed: [1]}\nwarmup_steps: few\n", "warmup_steps"),
         ("- 1\n", "not readable as a study"),
     ],
 )
@@ -83,6 +104,12 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, more: str, tol
     with pytest.raises(UserError, match=told) as error:
         make_points(load_study(written(tmp_path, more)), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["size=vits", "run=x", "data.shards=[x]", "data.validation=[x]", "stage=stage2"])
+def test_what_the_study_sets_itself_cannot_be_overridden(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"a study sets it; give (study\.|--out)"):
+        load_study(written(tmp_path), [text])
 
 
 def test_a_key_that_is_swept_cannot_be_overridden(tmp_path: Path) -> None:

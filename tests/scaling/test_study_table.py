@@ -16,6 +16,7 @@ from pairvpr_dist.scaling.study_table import (
     BATCH,
     RANKS,
     add_row,
+    over_rounds,
     read_rows,
     row_of,
     text_table,
@@ -90,6 +91,19 @@ def test_a_row_tells_what_its_point_leaves_at_its_default_and_others_do_not(tmp_
     assert [label_of(r, keys) for r in rows] == ["full checkpointing, 1 process", "all kept, 2 processes"]
 
 
+def test_rounds_become_a_row_with_their_medians(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(FILE + "repeat: 3\n")
+    points = make_points(load_study(tmp_path / "study.yaml"), tmp_path)
+    told: list[dict] = [{"places_per_second": rate, "places_per_second_low": rate - 1} for rate in (3.0, 9.0, 4.0)]
+    told[1] = {"error": "killed"}
+    rows = [row_of(point, what, KEYS) for point, what in zip(points[::4], told, strict=True)]
+    rows.append(row_of(points[1], {"error": "killed"}, KEYS))
+    merged = over_rounds(rows, points)
+    assert [r["digest"] for r in merged] == [p.digest for p in points[:2]]
+    assert (merged[0]["places_per_second"], merged[0]["places_per_second_low"], merged[0]["rounds"]) == (3.5, 2.0, 2)
+    assert merged[1]["error"] == "killed"
+
+
 def test_a_processor_is_calibrated_by_one_point_and_predicts_the_others(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(FILE)
     study = load_study(tmp_path / "study.yaml")
@@ -103,6 +117,9 @@ def test_a_processor_is_calibrated_by_one_point_and_predicts_the_others(tmp_path
     assert all(r["predicted_memory_gib"] > 0 for r in rows)
     failed = with_predictions([row_of(points[0], {"error": "x"}, KEYS)], {p.digest: p for p in points}, study, RATES)
     assert "predicted_seconds_per_step" not in failed[0]
+    wide = with_predictions([row_of(points[2], told, KEYS)], {p.digest: p for p in points}, study, RATES)
+    assert wide[0]["mfu"] == pytest.approx(0.25)  # without a point of one process there is no prediction, but MFU
+    assert "calibrates" not in wide[0]
 
 
 def test_the_text_names_what_the_points_differ_in_and_why_one_failed(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 from submitting import ROOT
-from torch.utils.cpp_extension import _get_build_directory
 
 from pairvpr_dist.files import read_json_lines
 
@@ -33,13 +32,11 @@ def test_points_are_arrays_of_equal_ranks_and_are_read_when_they_have_ended(
     cluster: SlurmCluster, city_shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text(FILE.format(shards=city_shards))
-    compiled = Path(_get_build_directory("any", verbose=False)).parent
-    environment = cluster.environment | {"TORCH_EXTENSIONS_DIR": str(compiled)}
 
     def study(*more: str) -> str:
         command = [sys.executable, "-m", "pairvpr_dist.cli", "study", str(tmp_path / "mine.yaml"),
                    "--out", str(tmp_path / "out"), *more]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=cluster.environment, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -17,7 +17,7 @@ import pytest
 from pairvpr_dist.cli import run
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.scaling import study_run
-from pairvpr_dist.scaling.study import Point
+from pairvpr_dist.scaling.study import Point, load_study, make_points
 from pairvpr_dist.scaling.study_points import PointError
 
 FILE = """title: A study of tests
@@ -121,6 +121,37 @@ def test_only_what_is_new_is_run_and_nothing_measured_is_lost(runs: FakeRuns, as
     (tmp_path / "mine.yaml").write_text(FILE)
     run(asked)
     assert (len(runs.ran), len(table(tmp_path))) == (6, 4)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rounds_are_run_in_turn_and_are_one_row(runs: FakeRuns, asked: list[str], tmp_path: Path) -> None:
+    run([*asked, "study.repeat=2"])  # behind options, as any override may stand
+    names = [name.rpartition("-")[0] for name in runs.ran]
+    assert names == [*names[:4]] * 2
+    assert [row["rounds"] for row in table(tmp_path)] == [2] * 4
+    run([*asked, "study.repeat=3"])
+    assert (len(runs.ran), table(tmp_path)[0]["rounds"]) == (12, 3)
+
+
+def test_the_machine_is_measured_again_where_ranks_or_threads_change(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, int]] = []
+
+    def measure(threads: int, ranks: int) -> dict[str, float]:
+        measured.append((threads, ranks))
+        return {"threads": threads, "link_rate": 1e9 * (ranks > 1)}
+
+    monkeypatch.setattr(study_run, "measure_machine", measure)
+    monkeypatch.setattr(study_run, "library_memory", lambda: 0)
+    study = load_study(Path(asked[1]))
+    points = make_points(study, tmp_path)
+    for some in (points[:2], points[:2], points):
+        study_run.measure_once(study_run.StudyRun(study, tmp_path, some))
+    assert measured == [(1, 1), (1, 2)]
+    more = make_points(load_study(Path(asked[1]), ["launch.threads=2"]), tmp_path)
+    study_run.measure_once(study_run.StudyRun(study, tmp_path, more))
+    assert measured[2:] == [(2, 2)]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -28,7 +28,7 @@ from pairvpr_dist.files import read_json, write_json
 from pairvpr_dist.settings import TrainingConfig
 
 MODEL = ["model.image_size=70", "model.decoder_dim=384", "model.decoder_heads=6", "model.decoder_depth=4"]
-PLACES = (2, 8)  # of a process
+PLACES = (1, 4)  # of a process
 PROCESSES = 2
 WARM_UP = 2
 
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace, world: int) -> list[list[float]]:
                 [*command, str(Path(folder) / f"{number}.json")], env=os.environ | alone | where,
                 stdout=subprocess.DEVNULL,
             ))  # fmt: skip
-        if any([job.wait() for job in jobs]):
-            raise SystemExit(f"a process of {world} failed")
+        if statuses := [job.returncode for job in jobs if job.wait()]:
+            raise SystemExit(f"a process of a world of {world} ended with status {statuses[0]}")
         found = [read_json(Path(folder) / f"{number}.json", "seconds of steps") for number in range(PROCESSES)]
     return [[max(both) for both in zip(*stages, strict=True)] for stages in zip(*found, strict=True)]
 

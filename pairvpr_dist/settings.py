@@ -236,6 +236,10 @@ class TrainConfig:
         _require(self.checkpointing in CHECKPOINTING, "train.checkpointing", self.checkpointing,
                  f"must be one of {', '.join(CHECKPOINTING)}")  # fmt: skip
         _require(self.compile in COMPILE, "train.compile", self.compile, f"must be one of {', '.join(COMPILE)}")
+        # DeepSpeed's products at ZeRO-3 add the bias in place, which selective checkpointing does not see: it would be
+        # added again, and gradients would be others, in silence.
+        _require(not (self.checkpointing == "selective" and self.zero_stage == 3), "train.checkpointing",
+                 self.checkpointing, "keeps products that train.zero_stage=3 changes in place; take full")  # fmt: skip
         compiles = self.compile in ("blocks", "graphs")
         _require(not (compiles and self.zero_stage == 3), "train.compile", self.compile,
                  "the hooks of train.zero_stage=3 break compiled blocks into pieces; take none")  # fmt: skip
@@ -363,7 +367,6 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         _require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
                  "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
-        # Selective checkpointing inside a chunk that is itself computed again gave other gradients with torch 2.15.
         _require(self.objective.chunks == 1 or self.train.checkpointing == "none", "train.checkpointing",
                  self.train.checkpointing, "objective.chunks has activations computed again; take one")  # fmt: skip
 

@@ -216,6 +216,11 @@ def test_a_ramp_must_ascend() -> None:
     assert "pair_loss_warmup_steps" in refusal("stage2", "tiny", SHARDS, "objective.pair_loss_warmup_steps=[5,2]")
 
 
+def test_selective_checkpointing_is_refused_where_products_change_in_place() -> None:
+    both = ["train.checkpointing=selective", "train.zero_stage=3"]
+    assert "train.checkpointing=selective" in refusal("stage1", "tiny", SHARDS, *both)
+
+
 def test_compilation_that_cannot_work_is_refused() -> None:
     assert "train.zero_stage=3" in refusal("stage1", "tiny", SHARDS, "train.compile=blocks", "train.zero_stage=3")
     assert "train.accumulate" in refusal("stage1", "tiny", SHARDS, "train.compile=graphs", "train.accumulate=2")

@@ -99,6 +99,8 @@ def _read(file: Path) -> dict[str, Any]:
     """The entries of a file, as they are written."""
     try:
         entries = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"--hardware {file}: no such file") from None
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{file}: not readable as a table of GPUs: {str(error).splitlines()[0]}") from None
     if not isinstance(entries, dict):

@@ -30,8 +30,8 @@ class DataForm:
 
     def __post_init__(self) -> None:
         for key in ("images_per_second", "image_bytes", "cities"):
-            _require(getattr(self, key) > 0, f"data.FORM.{key}", getattr(self, key), "must be positive")
-        _require(self.places >= 0, "data.FORM.places", self.places, "must be 0 or more")
+            _require(getattr(self, key) > 0, f"data: {key}", getattr(self, key), "must be positive")
+        _require(self.places >= 0, "data: places", self.places, "must be 0 or more")
 
 
 @dataclass

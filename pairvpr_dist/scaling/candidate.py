@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
+from math import ceil, inf
 
 from pairvpr_dist.costs.hardware import Gpu
 from pairvpr_dist.costs.memory import ProcessMemory, process_memory
@@ -109,20 +109,21 @@ class Candidate:
         gpus, assumed, size = self.config.launch.processes, self.setup.assumptions, self.setup.checkpoint_bytes
         nodes = ceil(gpus / self.setup.gpu.gpus_per_node)
         stall, write = size / gpus / assumed.copy_rate, size / nodes / assumed.write_rate
-        every = self.config.train.checkpoint_every
+        every = min(self.config.train.checkpoint_every, self.steps)  # the last step makes one
         return Checkpoints(
             bytes=size,
             stall=stall,
             write=write,
             every_steps=every,
-            best_every_steps=max(1, round(daly_interval(stall, gpus) / self.seconds)),
+            best_every_steps=min(self.steps, max(1, round(daly_interval(stall, gpus) / self.seconds))),
             goodput=goodput(every * self.seconds, stall, write, gpus),
         )
 
     @property
     def hours(self) -> float:
         """From the first step to the last, with checkpoints and the failures that are to be expected."""
-        return self.steps * self.seconds / self.checkpoints.goodput / 3600
+        goodput = self.checkpoints.goodput
+        return self.steps * self.seconds / goodput / 3600 if goodput else inf
 
     @property
     def parts(self) -> int:

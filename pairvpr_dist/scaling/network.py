@@ -28,12 +28,12 @@ class Network:
 
     @property
     def local(self) -> int:
-        """GPUs of the job on one machine."""
-        return min(self.world, self.gpu.gpus_per_node)
+        """GPUs of the job on one machine, dealt out evenly."""
+        return math.ceil(self.world / self.machines)
 
     @property
     def machines(self) -> int:
-        """Machines of the job; the last may not be full."""
+        """Machines of the job."""
         return math.ceil(self.world / self.gpu.gpus_per_node)
 
     def seconds(self, kind: str, size: float, calls: float) -> float:

@@ -40,6 +40,8 @@ class Plan:
 def plan(config: TrainingConfig, setup: Setup, fixed: Collection[str] = ()) -> Plan:
     """Plan a run of `config`, whose `launch.processes` are GPUs. Keys in `fixed` stay as they are. `UserError`."""
     check_divides(config, config.launch.processes)
+    if config.train.precision == "fp32":
+        raise UserError("train.precision=fp32: the table of GPUs has rates of bf16; leave it out")
     tried = [best_parts(ways, setup) for ways in candidates(config, fixed)]
     fitting = [with_workers(one, fixed) for one in tried if one.fits]
     ranked = sorted(fitting, key=lambda one: (-one.places_per_second, effort(one, config)))
@@ -59,6 +61,8 @@ def candidates(config: TrainingConfig, fixed: Collection[str] = ()) -> Iterator[
     policies = (train.checkpointing,) if POLICY in fixed else CHECKPOINTING
     for zero, policy in product(zeros, policies):
         base = config
+        if zero == 3 and (policy == "selective" or train.compile in ("blocks", "graphs")):  # refused by settings.py
+            continue
         if PARTS in fixed and train.accumulate > 1 and zero < 2:
             continue
         if isinstance(config, Stage2Config) and policy != "none":  # it takes chunks or a policy, never both
@@ -98,7 +102,7 @@ def part_counts(config: TrainingConfig, share: int, fixed: Collection[str]) -> l
         return sorted({*powers, config.objective.chunks})
     if PARTS in fixed:
         return [config.train.accumulate]
-    if config.train.zero_stage < 2:  # which would sum the parts' gradients in bf16
+    if config.train.zero_stage < 2 or config.train.compile == "graphs":  # see run_folder.check_shares and settings.py
         return [1]
     return [parts for parts in range(1, share + 1) if share % parts == 0]
 
@@ -145,7 +149,7 @@ def least_gpus(config: TrainingConfig, setup: Setup, fixed: Collection[str] = ()
     """The least number of GPUs, more than there are, on which something fits; none where nothing ever does."""
     batch, world = config.data.places_per_batch, config.launch.processes
     for more in range(world + 1, min(batch, MOST_GPUS) + 1):
-        if batch % more == 0:
+        if batch % more == 0 and batch // more % (config.train.accumulate if PARTS in fixed else 1) == 0:
             larger = replace(config, launch=replace(config.launch, processes=more))
             if any(best_parts(ways, setup).fits for ways in candidates(larger, fixed)):
                 return more

@@ -31,6 +31,7 @@ from pairvpr_dist.training.deepspeed_config import compiled_blocks, deepspeed_co
 from pairvpr_dist.training.hangs import BACKWARD, FORWARD
 from pairvpr_dist.training.optimizer import build_optimizer
 
+LINEAR = nn.functional.linear
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 for name in ("DeepSpeed", "deepspeed"):
@@ -190,10 +191,12 @@ class Engine:
     def close(self) -> None:
         """Let go of all memory, so that another engine may take this one's place in the process.
 
-        DeepSpeed removes its hooks only: what it holds is cyclic, and ZeRO-3 keeps the last module in a global list.
+        DeepSpeed removes its hooks only: what it holds is cyclic, and ZeRO-3 leaves the last module in a global list
+        and its own product, which changes its result in place, in torch.
         """
         self.engine.destroy()
         FWD_MODULE_STACK.clear()
+        nn.functional.linear = LINEAR
         self._optimizer.state.clear()
         self._copies.clear()
         self._constant.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ from pairvpr_dist.cli import Run, verb
 from pairvpr_dist.errors import UserError
 
 if TYPE_CHECKING:
+    from pairvpr_dist.costs.hardware import Gpu
     from pairvpr_dist.scaling.assumptions import Assumptions
     from pairvpr_dist.scaling.loading import Data
     from pairvpr_dist.scaling.planner import Plan
+    from pairvpr_dist.settings import TrainingConfig
 
 GPU = "h200"
 STAGES = ("stage1", "stage2")
@@ -37,7 +40,9 @@ def plan(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("size", metavar="SIZE", help="tiny, vits, vitb, vitl or vitg")
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE",
                         help="any key of configs/STAGE, or plan.KEY of configs/planning.yaml")  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N", help="how many, over all nodes (default: one node of them)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="how many, over all nodes (default: what the batch needs of one node)"
+    )
     parser.add_argument("--gpu", default=GPU, metavar="NAME", help=f"a name of configs/hardware.yaml (default: {GPU})")
     parser.add_argument("--hardware", type=Path, metavar="FILE", help="YAML with GPUs of your own, in the same form")
     parser.add_argument("--places", type=int, metavar="N", help="of an epoch (default: data.shards, else the paper's)")
@@ -58,8 +63,9 @@ def run_plan(args: argparse.Namespace) -> None:
     gpu = find_gpu(args.gpu, args.hardware)
     of_run, of_plan = split_overrides(args.override)
     assumptions = load_assumptions(of_plan)
-    gpus = args.gpus if args.gpus is not None else gpu.gpus_per_node
-    config = load_config(args.stage, args.size, ["data.shards=[]", *of_run, f"{PROCESSES}={max(1, gpus)}"])
+    config = load_config(args.stage, args.size, ["data.shards=[]", *of_run])
+    gpus = args.gpus if args.gpus is not None else _of_a_node(config, gpu)
+    config = replace(config, launch=replace(config.launch, processes=max(1, gpus)))
 
     from pairvpr_dist.scaling.plan_text import as_json, describe
     from pairvpr_dist.scaling.planner import check_divides, plan, setup_of
@@ -78,6 +84,12 @@ def run_plan(args: argparse.Namespace) -> None:
         _scaling(args, found)
     if found.best is None:
         raise SystemExit(DOES_NOT_FIT)
+
+
+def _of_a_node(config: TrainingConfig, gpu: Gpu) -> int:
+    """As many GPUs of one node as the batch can be dealt out over."""
+    batch = config.data.places_per_batch
+    return max(one for one in range(1, gpu.gpus_per_node + 1) if batch % one == 0)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -109,5 +109,5 @@ def test_a_mistake_in_a_users_file_is_one_line(tmp_path: Path, text: str, told: 
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.yaml: not readable"):
+    with pytest.raises(UserError, match=r"none.yaml: no such file"):
         load_hardware(tmp_path / "none.yaml")

@@ -98,7 +98,7 @@ def test_overrides_of_the_plan_are_told_from_those_of_the_run() -> None:
         ("cores_per_gpu=1", "plan.cores_per_gpu=1: must be more than plan.spare_cores="),
         ("copy_rate=0", "plan.copy_rate=0.0: must be positive"),
         ("stages.stage1=[sfxl,mapillary]", "mapillary"),
-        ("data.sfxl.image_bytes=-1", "plan.data.FORM.image_bytes=-1.0: must be positive"),
+        ("data.sfxl.image_bytes=-1", "plan.data: image_bytes=-1.0: must be positive"),
         ("tie", "not an override"),
     ],
 )

@@ -28,7 +28,10 @@ VARIANTS = {
 
 
 def zero_stages(variant: str, world: int) -> tuple[int, ...]:
-    return (0, 1, 2, 3) if world == 2 or variant in ("stage1", "stage2", "stage2 in chunks") else (2,)
+    if variant in ("stage1", "stage2", "stage2 in chunks"):
+        return (0, 1, 2, 3)
+    stages = (0, 1, 2, 3) if world == 2 else (2,)
+    return stages[:3] if "train.checkpointing=selective" in VARIANTS[variant][1] else stages
 
 
 def main() -> None:

@@ -155,13 +155,12 @@ def _recomputed(config: TrainingConfig, layer: Layer) -> float:
     A block stops where its last activation is there again. For a decoder block this is before the last product of its
     MLP, whose result is only added; the encoder's blocks scale theirs.
     """
-    again = 0.0
-    if ".blocks." in layer.name and layer.trained and config.train.checkpointing == "full":
-        again += layer.forward - (_last_products(config) if layer.name.startswith("decoder") else 0.0)
-    in_chunks = isinstance(config, Stage2Config) and config.objective.chunks > 1
-    if in_chunks and layer.trained and layer.name not in ("encoder.embed", "descriptor_head"):
-        again += layer.forward
-    return again
+    if isinstance(config, Stage2Config) and config.objective.chunks > 1:  # all that is trained, but for the ends
+        again = layer.trained and layer.name not in ("encoder.embed", "descriptor_head")
+        return layer.forward if again else 0.0
+    if config.train.checkpointing != "full" or not layer.trained or ".blocks." not in layer.name:
+        return 0.0
+    return layer.forward - (_last_products(config) if layer.name.startswith("decoder") else 0.0)
 
 
 def _last_products(config: TrainingConfig) -> float:

@@ -82,7 +82,6 @@ def test_frozen_blocks_run_forward_only(frozen: int) -> None:
         ("stage1", ["train.checkpointing=full"]),
         ("stage2", ["train.checkpointing=full"]),
         ("stage2", ["objective.chunks=4"]),
-        ("stage2", ["objective.chunks=4", "train.checkpointing=full"]),
     ],
 )
 def test_what_is_computed_again_is_counted(stage: str, changes: list[str], size: str) -> None:

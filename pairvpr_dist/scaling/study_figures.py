@@ -29,6 +29,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "train.compile": lambda v: "eager" if v == "none" else f"compiled {v}",
     "train.max_steps": lambda v: f"{v} steps",
     "size": str,
+    "model.encoder": str,
 }
 
 

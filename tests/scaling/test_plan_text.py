@@ -91,7 +91,7 @@ def test_what_follows_says_each_thing_once() -> None:
     assert table[0].split() == ["ZERO", "CHECKPOINTING", "BATCH", "GIB", "PAIRS/S", "HOURS", "MFU", "BINDS"]
     assert {tuple(line.split()[:2]) for line in table[1:]} == {
         (str(zero), policy) for zero in range(4) for policy in ("none", "selective", "full")
-    }
+    } - {("3", "selective")}  # which is refused
     assert max(map(len, table)) < 100
 
 
@@ -102,7 +102,7 @@ def test_what_does_not_fit_says_what_it_needs_and_what_would_do() -> None:
         r"does not fit: micro-batch 64, ZeRO-\d, full checkpointing, needs 18 of 16 GiB, of which 14 are usable; "
         r"fits on 32 GPUs\n", told
     )  # fmt: skip
-    assert told.count("does not fit") == 1 + 12
+    assert told.count("does not fit") == 1 + 11
     hopeless, config = planned("stage1", "h200", memory=GIB)
     assert verdict(hopeless).endswith("; nor on more GPUs: a smaller model or image")
 
@@ -140,7 +140,7 @@ def test_json_has_what_the_text_has(memory: float | None) -> None:
     found, config = planned("stage1", "h200", "train.accumulate=1", memory=memory)
     values = json.loads(json.dumps(as_json(found, config)))
     assert values["fits"] == (memory is None) == (values["best"] is not None)
-    assert len(values["alternatives"]) == 12
+    assert len(values["alternatives"]) == 11
     assert values["gpus_needed"] == (None if memory is None else 32)
     assert values["hardware"]["name"] == "h200"
     if values["best"] is not None:

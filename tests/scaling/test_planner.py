@@ -120,7 +120,7 @@ def test_the_fastest_come_first_and_the_best_is_about_as_fast(stage: str, world:
     assert paces == sorted(paces, reverse=True)
     needs = [one.memory.total for one in found.rejected]
     assert needs == sorted(needs)
-    assert len(found.ranked) + len(found.rejected) == 12
+    assert len(found.ranked) + len(found.rejected) == 11  # all of 4 x 3 but selective at ZeRO-3, which is refused
     if found.best is not None:
         assert found.best.places_per_second >= (1 - ASSUMPTIONS.tie) * paces[0]
         assert found.gpus_needed is None
@@ -129,6 +129,7 @@ def test_the_fastest_come_first_and_the_best_is_about_as_fast(stage: str, world:
 @settings(deadline=None, max_examples=30)
 @given(stages, worlds, zeros, policies)
 def test_a_key_that_is_given_stays(stage: str, world: int, zero: int, policy: str) -> None:
+    assume((zero, policy) != (3, "selective"))  # is refused
     chunks = 3 if policy == "none" else 1  # chunks and a policy are refused together
     parts = "train.accumulate=1" if stage == "stage1" else f"objective.chunks={chunks}"
     found = planned(stage, world, GPUS["b200"], f"train.zero_stage={zero}", f"train.checkpointing={policy}", parts)

@@ -1,7 +1,8 @@
 """Out of memory: what would have fitted.
 
 Contract: `explain` turns an error of torch's allocators into one line of advice; every other error is none of its
-business. The advice comes from costs/memory.py, raised to what was really too much where that estimate had fitted.
+business. The advice comes from costs/memory.py, raised to what was really too much where that estimate had fitted; all
+that it names is a configuration that a run takes. It asks for few estimates, since a rank is dying meanwhile.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import gc
 import resource
 import traceback
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -29,7 +31,15 @@ MOST_PROCESSES = 4096
 SIGNS = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Estimate = Callable[[TrainingConfig], ProcessMemory]
-Candidates = Iterator[tuple[TrainingConfig, str]]  # settings and how to say them
+Keys = dict[str, Any]  # whole keys of a configuration, as `train.zero_stage`, and their values
+
+
+class Ways(NamedTuple):
+    """Changes of one kind."""
+
+    keys: list[Keys]  # from the least change on
+    ordered: bool  # where one fits, all after it do
+    effect: str  # of any of them, to be said after its keys
 
 
 def explain(error: BaseException, config: TrainingConfig, world: int) -> UserError | None:
@@ -42,7 +52,7 @@ def explain(error: BaseException, config: TrainingConfig, world: int) -> UserErr
     on_gpu = torch.cuda.is_available()
     where = f"GPU {torch.cuda.current_device()}" if on_gpu else "the CPU's memory"
     estimate = partial(process_memory, bf16=uses_bf16(config), overlap=on_gpu)
-    said = advice(changed(config, "launch", processes=world), estimate, has)
+    said = advice(changed(config, {"launch.processes": world}), estimate, has)
     return UserError(f"out of memory on rank {rank()} ({where}): {said}")
 
 
@@ -66,33 +76,46 @@ def room() -> float:
     return max(0.0, free) + sum(held.values())
 
 
-def changed(config: TrainingConfig, section: str, **values: Any) -> TrainingConfig:
-    """The configuration with other values in one section. Pure."""
-    section_of: Any = {section: replace(getattr(config, section), **values)}
-    return replace(config, **section_of)
+def changed(config: TrainingConfig, keys: Keys) -> TrainingConfig:
+    """The configuration with other values, all at once: some pairs are refused. Pure."""
+    sections: dict[str, Any] = {}
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return replace(config, **{section: replace(getattr(config, section), **new) for section, new in sections.items()})
 
 
 def advice(config: TrainingConfig, estimate: Estimate, room: float) -> str:
-    """What is needed, what there is, and the nearest settings that fit. Pure, but for `estimate`."""
+    """What is needed, what there is, and the nearest settings that fit. Pure, but for `estimate` and `uses_bf16`."""
     needs, usable = estimate(config), USABLE * room
     state, batch = needs.state.total, needs.activations + needs.working
     # It did not fit: where the estimate says that it does, a batch takes more than estimated.
     more = max(1.0, (usable - state) / batch)
 
-    def needed(tried: TrainingConfig) -> float:
-        found = estimate(tried)
-        return found.state.total + more * (found.activations + found.working)
+    def fits(keys: Keys) -> bool:
+        found = estimate(changed(config, keys))
+        return found.state.total + more * (found.activations + found.working) < usable
 
     kinds = (_more_parts, _checkpointing, _more_processes, _higher_zero_stage, _fewer_places)
-    fitting = (next((said for tried, said in kind(config) if needed(tried) < usable), None) for kind in kinds)
-    said = " or ".join(line for line in fitting if line) or "only a smaller model or image"
+    lines = [_said(ways, fits) for ways in (kind(config) for kind in kinds)]
+    said = " or ".join(line for line in lines if line) or "only a smaller model or image"
     places = _places(config)
-    of_place = more * batch / places / GIB
     return (
-        f"a process needs about {needed(config) / GIB:.3g} GiB ({state / GIB:.3g} of model state at "
-        f"train.zero_stage={config.train.zero_stage}, {of_place:.3g} for each of {places} places) and "
-        f"has {room / GIB:.3g}; what fits: {said}"
+        f"a process needs about {(state + more * batch) / GIB:.3g} GiB ({state / GIB:.3g} of model state at "
+        f"train.zero_stage={config.train.zero_stage}, {more * batch / places / GIB:.3g} for each of {places} places) "
+        f"and has {room / GIB:.3g}; what fits: {said}"
     )
+
+
+def _said(ways: Ways, fits: Callable[[Keys], bool]) -> str | None:
+    """The first of the ways that fits, in words; none where none does."""
+    if ways.ordered:
+        first = bisect_left(ways.keys, True, key=fits)
+    else:
+        first = next((i for i, keys in enumerate(ways.keys) if fits(keys)), len(ways.keys))
+    if first == len(ways.keys):
+        return None
+    return " with ".join(f"{key}={value}" for key, value in ways.keys[first].items()) + ways.effect
 
 
 def _places(config: TrainingConfig) -> int:
@@ -100,49 +123,57 @@ def _places(config: TrainingConfig) -> int:
     return config.data.places_per_batch // config.launch.processes // config.train.accumulate
 
 
-def _more_parts(config: TrainingConfig) -> Candidates:
-    """The same batch in more parts."""
-    places = _places(config)
+def _more_parts(config: TrainingConfig) -> Ways:
+    """The same batch in more parts, with what a run in parts cannot have left out."""
+    places, train = _places(config), config.train
+    beside: Keys = {}
     if isinstance(config, Stage2Config):
-        for chunks in range(config.objective.chunks + 1, places * config.data.images_per_place + 1):
-            yield (
-                changed(config, "objective", chunks=chunks),
-                f"objective.chunks={chunks} for the same result, more slowly",
-            )
-        return
-    for times in range(2, places + 1):
-        if places % times == 0:
-            parts = times * config.train.accumulate
-            yield changed(config, "train", accumulate=parts), f"train.accumulate={parts} for the same batch, in parts"
+        if train.checkpointing != "none":  # a chunk is computed again anyway
+            beside["train.checkpointing"] = "none"
+        counts = range(config.objective.chunks + 1, places * config.data.images_per_place + 1)
+        chunks = [{"objective.chunks": count} | beside for count in counts]
+        return Ways(chunks, ordered=True, effect=" for the same result, more slowly")
+    if uses_bf16(config) and train.zero_stage < 2:  # gradients of the parts would be summed in bf16
+        beside["train.zero_stage"] = 2
+    if train.compile == "graphs":  # the next part's graph would overwrite the gradients
+        beside["train.compile"] = "blocks"
+    times = [count for count in range(2, places + 1) if places % count == 0]
+    parts = [{"train.accumulate": count * train.accumulate} | beside for count in times]
+    return Ways(parts, ordered=True, effect=" for the same batch, in parts")
 
 
-def _checkpointing(config: TrainingConfig) -> Candidates:
-    """Activations computed again."""
-    for policy in CHECKPOINTING[CHECKPOINTING.index(config.train.checkpointing) + 1 :]:
-        said = f"train.checkpointing={policy} for the same result, more slowly"
-        yield changed(config, "train", checkpointing=policy), said
+def _checkpointing(config: TrainingConfig) -> Ways:
+    """Activations computed again; in stage 2 those of chunks already are."""
+    more = CHECKPOINTING[CHECKPOINTING.index(config.train.checkpointing) + 1 :]
+    if isinstance(config, Stage2Config) and config.objective.chunks > 1:
+        more = ()
+    refused = "selective" if config.train.zero_stage == 3 else None
+    keys: list[Keys] = [{"train.checkpointing": policy} for policy in more if policy != refused]
+    return Ways(keys, ordered=False, effect=" for the same result, more slowly")
 
 
-def _more_processes(config: TrainingConfig) -> Candidates:
+def _more_processes(config: TrainingConfig) -> Ways:
     """The same batch over more of them."""
     batch, parts = config.data.places_per_batch, config.train.accumulate
-    for more in range(config.launch.processes + 1, min(batch, MOST_PROCESSES) + 1):
-        if batch % (more * parts) == 0:
-            said = f"launch.processes={more} for the same batch, each with as much memory"
-            yield changed(config, "launch", processes=more), said
+    counts = range(config.launch.processes + 1, min(batch, MOST_PROCESSES) + 1)
+    keys: list[Keys] = [{"launch.processes": count} for count in counts if batch % (count * parts) == 0]
+    return Ways(keys, ordered=True, effect=" for the same batch, each with as much memory")
 
 
-def _higher_zero_stage(config: TrainingConfig) -> Candidates:
-    """More of the model state divided."""
-    for zero in range(config.train.zero_stage + 1, 4):
-        yield changed(config, "train", zero_stage=zero), f"train.zero_stage={zero}"
+def _higher_zero_stage(config: TrainingConfig) -> Ways:
+    """More of the model state divided. Its buckets differ, so that a higher stage may need more."""
+    keys: list[Keys] = [{"train.zero_stage": zero} for zero in range(config.train.zero_stage + 1, 4)]
+    if keys and config.train.compile in ("blocks", "graphs"):  # which ZeRO-3's hooks would break
+        keys[-1]["train.compile"] = "none"
+    if keys and config.train.checkpointing == "selective":  # which does not see ZeRO-3's products
+        keys[-1]["train.checkpointing"] = "full"
+    return Ways(keys, ordered=False, effect="")
 
 
-def _fewer_places(config: TrainingConfig) -> Candidates:
+def _fewer_places(config: TrainingConfig) -> Ways:
     """A smaller batch is another run: its loss and its learning rate differ."""
     world, parts = config.launch.processes, config.train.accumulate
     least = 2 if isinstance(config, Stage2Config) and world == 1 else 1  # stage 2 mines negatives in the batch
-    for places in range(_places(config) - 1, least - 1, -1):
-        batch = places * world * parts
-        said = f"data.places_per_batch={batch} ({places * parts} a process; in a new run)"
-        yield changed(config, "data", places_per_batch=batch), said
+    counts = range(_places(config) - 1, least - 1, -1)
+    keys: list[Keys] = [{"data.places_per_batch": count * world * parts} for count in counts]
+    return Ways(keys, ordered=True, effect=" in a new run")

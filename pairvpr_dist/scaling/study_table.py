@@ -29,7 +29,9 @@ Row = dict[str, Any]
 MEASURED = "measured.jsonl"
 GIB = 2**30
 RANKS, BATCH = "launch.processes", "data.places_per_batch"
-OVER_ROUNDS = {"places_per_second_low": min, "places_per_second_high": max}  # of all others the median
+OVER_ROUNDS = {  # of all others the lower median, so that rates and seconds are of one and the same round
+    "places_per_second_low": min, "places_per_second_high": max, "seconds_per_step": statistics.median_high,
+}  # fmt: skip
 SHOWN = {  # of a row, in the order of the text table: heading and form
     "places_per_second": ("places/s", ",.3g"),
     "seconds_per_step": ("s/step", ".3g"),
@@ -64,7 +66,7 @@ def over_rounds(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:
     for key, group in groups.items():
         measured = [row for row in group if "error" not in row] or group[:1]
         for row in measured[:1]:
-            figures = {name: OVER_ROUNDS.get(name, statistics.median)(other[name] for other in measured)
+            figures = {name: OVER_ROUNDS.get(name, statistics.median_low)(other[name] for other in measured)
                        for name, value in row.items() if isinstance(value, float)}  # fmt: skip
             found.append({**row, **figures, "rounds": len(measured), "digest": first[key]})
     return found

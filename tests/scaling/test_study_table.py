@@ -94,13 +94,17 @@ def test_a_row_tells_what_its_point_leaves_at_its_default_and_others_do_not(tmp_
 def test_rounds_become_a_row_with_their_medians(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(FILE + "repeat: 3\n")
     points = make_points(load_study(tmp_path / "study.yaml"), tmp_path)
-    told: list[dict] = [{"places_per_second": rate, "places_per_second_low": rate - 1} for rate in (3.0, 9.0, 4.0)]
+    told: list[dict] = [
+        {"places_per_second": rate, "places_per_second_low": rate - 1, "seconds_per_step": 12 / rate}
+        for rate in (3.0, 9.0, 4.0)
+    ]
     told[1] = {"error": "killed"}
     rows = [row_of(point, what, KEYS) for point, what in zip(points[::4], told, strict=True)]
     rows.append(row_of(points[1], {"error": "killed"}, KEYS))
     merged = over_rounds(rows, points)
     assert [r["digest"] for r in merged] == [p.digest for p in points[:2]]
-    assert (merged[0]["places_per_second"], merged[0]["places_per_second_low"], merged[0]["rounds"]) == (3.5, 2.0, 2)
+    assert (merged[0]["places_per_second"], merged[0]["places_per_second_low"], merged[0]["rounds"]) == (3.0, 2.0, 2)
+    assert merged[0]["seconds_per_step"] * merged[0]["places_per_second"] == pytest.approx(12)
     assert merged[1]["error"] == "killed"
 
 

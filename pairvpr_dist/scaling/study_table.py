@@ -29,7 +29,8 @@ Row = dict[str, Any]
 MEASURED = "measured.jsonl"
 GIB = 2**30
 RANKS, BATCH = "launch.processes", "data.places_per_batch"
-OVER_ROUNDS: dict[str, Callable[[Iterable[float]], float]] = {  # of all others the lower median, so that rates and seconds are of one and the same round
+# Of all others the lower median, so that rates and seconds are of one and the same round.
+OVER_ROUNDS: dict[str, Callable[[Iterable[float]], float]] = {
     "places_per_second_low": min, "places_per_second_high": max, "seconds_per_step": statistics.median_high,
 }  # fmt: skip
 SHOWN = {  # of a row, in the order of the text table: heading and form

@@ -48,7 +48,7 @@ def main() -> None:
 def measure(table: Table, plain: Worker, ours: Worker, size: str, stage: str, all_ways: bool) -> None:
     """The rows of one size and stage."""
     kind = device().type
-    fitted = fit(plain, ours, configured(stage, size, kind, []), 4 if table.small else PLACES[stage])
+    fitted, losses = fit(plain, ours, configured(stage, size, kind, []), 4 if table.small else PLACES[stage])
     if fitted is None:
         table.add({"size": size, "stage": stage, "note": "does not fit"})
         return
@@ -58,7 +58,7 @@ def measure(table: Table, plain: Worker, ours: Worker, size: str, stage: str, al
         if all_ways or form == OURS
     }
     limit = ours.ask("product")
-    for row in report(fitted, list(take_turns(plain, ours, fitted, ways, kind, rounds=1)), limit):
+    for row in report(fitted, list(take_turns(plain, ours, fitted, ways, kind, rounds=1)), losses, limit):
         table.add(shown(row))
 
 

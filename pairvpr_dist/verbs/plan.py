@@ -49,7 +49,6 @@ def plan(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--max-gpus", type=int, metavar="N", help="also strong and weak scaling up to so many GPUs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --max-gpus: draw it, as .png, .svg or .pdf")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan for programs too")
-    _take_overrides_anywhere(parser)
     return run_plan
 
 
@@ -131,16 +130,3 @@ def _scaling(args: argparse.Namespace, found: Plan) -> None:
     if args.plot is not None:
         plot(args.plot, *asked)
         print(f"written: {args.plot}")
-
-
-def _take_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
-    """Let KEY=VALUE stand behind options too: argparse takes words of `*` in one place only, in Python 3.11."""
-    plain = parser.parse_known_args
-
-    def parse(arguments: Any = None, namespace: Any = None) -> Any:
-        found, left = plain(arguments, namespace)
-        overrides = [text for text in left if "=" in text and not text.startswith("-")]
-        found.override = [*found.override, *overrides]
-        return found, [text for text in left if text not in overrides]
-
-    parser.parse_known_args = parse  # type: ignore[method-assign, assignment]

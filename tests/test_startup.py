@@ -20,7 +20,7 @@ HEAVY = ("torch", "torchvision", "deepspeed", "timm", "faiss", "matplotlib", "sc
 HELP = (
     ["launchers/local.py"], ["launchers/slurm.py"], *(["launchers/slurm.py", verb] for verb in ("status", "resume")),
     ["shards/build.py"], *(["shards/build.py", kind] for kind in ("folder", "synthetic", "join")),
-    ["shards/verify.py"], ["launchers/study_jobs.py"], ["benchmarks/startup.py"], ["pairvpr"], *(["pairvpr", verb] for verb in known_verbs()),
+    ["shards/verify.py"], ["benchmarks/startup.py"], ["pairvpr"], *(["pairvpr", verb] for verb in known_verbs()),
 )  # fmt: skip
 LIGHT = (  # what shows the files of a run, or plans one, without a model
     "pairvpr_dist", "pairvpr_dist.config", "pairvpr_dist.retrieval.compare_text", "pairvpr_dist.training.run_text",

@@ -70,6 +70,7 @@ class Engine:
         self._parts = config.train.accumulate
         self._checkpointing, self._compiled = config.train.checkpointing, compiled_blocks(config)
         objective.model.run_blocks(self._checkpointing, self._compiled)
+        nn.functional.linear = LINEAR  # an engine at ZeRO-3 leaves its own in torch, which adds the bias in place
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimizer,
@@ -191,12 +192,10 @@ class Engine:
     def close(self) -> None:
         """Let go of all memory, so that another engine may take this one's place in the process.
 
-        DeepSpeed removes its hooks only: what it holds is cyclic, and ZeRO-3 leaves the last module in a global list
-        and its own product, which changes its result in place, in torch.
+        DeepSpeed removes its hooks only: what it holds is cyclic, and ZeRO-3 keeps the last module in a global list.
         """
         self.engine.destroy()
         FWD_MODULE_STACK.clear()
-        nn.functional.linear = LINEAR
         self._optimizer.state.clear()
         self._copies.clear()
         self._constant.clear()

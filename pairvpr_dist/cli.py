@@ -54,6 +54,12 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Parse `arguments` (none: the command line) and run the verb. Raises `UserError`."""
+    args = parse(arguments)
+    args.run(args)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What `arguments` (none: the command line) ask for; `run` is what runs it. Raises `UserError`."""
     parser = Parser(prog="pairvpr", description="Pair-VPR: two-stage visual place recognition.")
     commands = parser.add_subparsers(metavar="VERB", required=True)
     for name, (text, examples, declare) in known_verbs().items():
@@ -71,7 +77,7 @@ def run(arguments: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if late:
         setattr(args, OVERRIDES, [*getattr(args, OVERRIDES), *late])
-    args.run(args)
+    return args
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from launchers.jobs import PIPELINE, jobs
 from pairvpr_dist import PairVPR
-from pairvpr_dist.cli import Parser, known_verbs
+from pairvpr_dist.cli import parse
 from pairvpr_dist.config import STAGES, has_key, load_config
 from pairvpr_dist.settings import EvalRunConfig
 
@@ -81,9 +81,7 @@ def test_training_commands_are_understood(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_pairvpr_are_understood(page: str) -> None:
     for name, *rest in commands(PAGES[page], "pairvpr"):
-        parser = Parser()
-        known_verbs()[name][2](parser)
-        parsed = parser.parse_args(rest)
+        parsed = parse([name, *rest])
         if name == "eval":
             load_config("eval", "vitb", [f"eval.model={parsed.model}", f"eval.data={parsed.data}", *parsed.override])
 

@@ -50,13 +50,14 @@ CPU_STAGE2_PIXELS = 112
 STEPS = {"cpu": 1, "cuda": 5}  # in a turn
 WARM_UP = {"cpu": 1, "cuda": 3}
 COMPILED = {"cpu": ("blocks",), "cuda": ("none", "blocks", "graphs")}
-GIB, TERA = 2**30, 1e12
+GIB, GIGA, TERA = 2**30, 1e9, 1e12
 
 
 class Row(NamedTuple):
     """What was measured of one form."""
 
     form: str
+    config: TrainingConfig
     turns: list[Turn] | None  # None: it does not fit
     beside: list[Turn]  # the straightforward step in the same rounds
 
@@ -156,48 +157,60 @@ def take_turns(
             if taken is not None:
                 ours.ask("run_blocks", *way)
                 taken.append(ours.ask("turn", STEPS[kind]))
-    yield Row(PLAIN, beside, beside)
-    yield from (Row(form, taken, beside) for form, taken in turns.items())
+    yield Row(PLAIN, config, beside, beside)
+    yield from (Row(form, config, taken, beside) for form, taken in turns.items())
 
 
 def report(config: TrainingConfig, measured: list[Row], losses: dict[str, float], limit: float) -> list[dict[str, Any]]:
     """Print the rows of a stage and size; the same as plain values. `losses`: of the first steps."""
-    places, on_gpu = config.data.places_per_batch, torch.cuda.is_available()
-    pairs = places * (1 if isinstance(config, Stage1Config) else 2 * config.data.images_per_place)
-    flops, peak = places * training_flops_per_place(config), own_peak_flops()
-    print(f"\n{config.stage} {config.size}: {places} places, {pairs} pairs of {config.model.image_size} px; "
-          f"{flops / places / 1e9:.4g} GFLOP a place; limit {limit / TERA:.3g} TFLOP/s")  # fmt: skip
-    mfu_title = f"{'MFU':>7}" if peak else ""
-    print(f"  {'form':<26}{'pairs/s':>9}{mfu_title}{'of limit':>10}{'peak GiB':>10}  ratio"
+    places, flops, on_gpu = config.data.places_per_batch, training_flops_per_place(config), torch.cuda.is_available()
+    print(f"\n{config.stage} {config.size}: {places} places, {pairs_of(config)} pairs of {config.model.image_size} px; "
+          f"{flops / GIGA:.4g} GFLOP a place; limit {limit / TERA:.3g} TFLOP/s")  # fmt: skip
+    print(f"  {'form':<26}{'pairs/s':>9}{'MFU':>7}{'of limit':>10}{'peak GiB':>10}  ratio"
           f"{'' if on_gpu else ', of processor time'}")  # fmt: skip
     rows = []
     for row in measured:
-        said: dict[str, Any] = {
-            "size": config.size, "stage": config.stage, "form": row.form, "micro_batch": places,
-            "image_size": config.model.image_size, "pairs_per_second": None, "mfu": None, "share_of_limit": None,
-            "peak_bytes": None, "first_loss": losses.get(row.form), "ratio": None,
-        }  # fmt: skip
-        rows.append(said)
+        rows.append(said := figures(row, losses, limit))
         if row.turns is None:
             print(f"  {row.form:<26}does not fit")
             continue
-        seconds = statistics.median(turn.wall for turn in row.turns)
-        # A CPU that others use too has its limit in the time that we had it.
-        busy = seconds if on_gpu else statistics.median(turn.processor for turn in row.turns) / torch.get_num_threads()
-        said |= {
-            "pairs_per_second": pairs / seconds,
-            "mfu": flops / seconds / peak if peak else None,
-            "share_of_limit": flops / busy / limit,
-            "peak_bytes": max(turn.peak_bytes for turn in row.turns),
-            "ratio": statistics.median(ratios(row, "wall")),
-        }
-        mfu = f"{said['mfu']:7.1%}" if peak else ""
+        mfu = "" if said["mfu"] is None else f"{said['mfu']:.1%}"
         ratio = spread(ratios(row, "wall")) + ("" if on_gpu else f", {spread(ratios(row, 'processor'))}")
-        print(f"  {row.form:<26}{said['pairs_per_second']:9.4g}{mfu}{said['share_of_limit']:10.0%}"
-              f"{said['peak_bytes'] / GIB:10.2f}  {ratio}", flush=True)  # fmt: skip
+        print(f"  {row.form:<26}{said['pairs_per_second']:9.4g}{mfu:>7}{said['share_of_limit']:10.0%}"
+              f"{said['peak_bytes'] / GIB:10.2f}  {ratio}")  # fmt: skip
     apart = abs(losses[OURS] / losses[PLAIN] - 1)
     print(f"  loss of the first step {losses[OURS]:.4f}, apart by {apart:.1e} of it", flush=True)
     return rows
+
+
+def figures(row: Row, losses: dict[str, float], limit: float) -> dict[str, Any]:
+    """A row as plain values; null is what does not fit, or is not known here."""
+    config = row.config
+    said: dict[str, Any] = {
+        "size": config.size, "stage": config.stage, "form": row.form, "micro_batch": config.data.places_per_batch,
+        "image_size": config.model.image_size, "pairs_per_second": None, "mfu": None, "share_of_limit": None,
+        "peak_bytes": None, "first_loss": losses.get(row.form), "ratio": None,
+    }  # fmt: skip
+    if row.turns is None:
+        return said
+    flops, peak = config.data.places_per_batch * training_flops_per_place(config), own_peak_flops()
+    seconds = statistics.median(turn.wall for turn in row.turns)
+    busy = seconds
+    if not torch.cuda.is_available():  # a CPU that others use too has its limit in the time that we had it
+        busy = statistics.median(turn.processor for turn in row.turns) / torch.get_num_threads()
+    return said | {
+        "pairs_per_second": pairs_of(config) / seconds,
+        "mfu": flops / seconds / peak if peak else None,
+        "share_of_limit": flops / busy / limit,
+        "peak_bytes": max(turn.peak_bytes for turn in row.turns),
+        "ratio": statistics.median(ratios(row, "wall")),
+    }
+
+
+def pairs_of(config: TrainingConfig) -> int:
+    """Pairs that the decoder sees in a step."""
+    each = 1 if isinstance(config, Stage1Config) else 2 * config.data.images_per_place
+    return each * config.data.places_per_batch
 
 
 def ratios(row: Row, clock: str) -> list[float]:

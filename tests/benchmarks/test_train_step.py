@@ -51,6 +51,7 @@ def test_a_step_of_ours_is_the_straightforward_one(steps: dict[str, Any], stage:
             assert apart <= WHOLE * moved, name
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
     found, trace = tmp_path / "found.json", tmp_path / "trace.json"
     told = run(

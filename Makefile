@@ -31,8 +31,9 @@ demo: setup
 # One thread a process: tests start several processes, and a model this small gains nothing from more threads.
 test test-slow: export OMP_NUM_THREADS ?= 1
 
+# Two at a time, a file's tests in one process: what they wait for, start and compile is mostly on one core.
 test: setup
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	python -m pytest -m slow

@@ -37,6 +37,8 @@ def take_a_step(places: int) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        # A limit on addresses counts what an allocator of many threads reserves and what its heap has not given back.
+        "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     command = [sys.executable, str(PROGRAM), str(MEBIBYTES), str(places)]

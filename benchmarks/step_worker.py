@@ -222,7 +222,7 @@ def random_batch(config: TrainingConfig) -> Any:
     places, views, size = config.data.places_per_batch, config.data.images_per_place, config.model.image_size
     images = torch.randint(0, 256, (places, views, 3, size, size), dtype=torch.uint8, generator=draws)
     keys = torch.randint(0, 2**62, (places, views), generator=draws)
-    return Batch(images, keys, torch.arange(places), torch.zeros(places, dtype=torch.int64))
+    return Batch(images, keys, torch.arange(places), *[torch.zeros(places, dtype=torch.int64)] * 2)
 
 
 def resident(key: str) -> int:

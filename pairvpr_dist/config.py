@@ -2,7 +2,9 @@
 
 Contract: `load_config(stage, size, overrides)` is `configs/<stage>/default.yaml`, then the delta
 `configs/<stage>/<size>.yaml`, then the overrides, in this order. An unknown key or a wrong type is a `UserError` that
-names the nearest valid key.
+names the nearest valid key. The override `objective=NAME` trains a stage by another recipe:
+`configs/<stage>/<NAME>.yaml` and, where it is there, `<NAME>-<size>.yaml` come before the other overrides, and have the
+whole section `objective`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from pairvpr_dist.errors import UserError, nearest
-from pairvpr_dist.settings import EvalRunConfig, RunConfig, Stage1Config, Stage2Config
+from pairvpr_dist.settings import EvalRunConfig, RunConfig, Stage1Config, Stage2Config, SupVPRConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 STAGES: dict[str, type[RunConfig]] = {"stage1": Stage1Config, "stage2": Stage2Config, "eval": EvalRunConfig}
+RECIPES: dict[str, dict[str, type[RunConfig]]] = {"stage2": {"supvpr": SupVPRConfig}}  # beside those of `STAGES`
 
 
 def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
@@ -33,19 +36,47 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
     """
     if stage not in STAGES:
         raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGES)}")
-    sizes = {p.stem for p in (CONFIGS / stage).glob("*.yaml")} - {"default"}
+    recipe, overrides = _take_recipe(stage, overrides)
+    cls = config_class(stage, recipe)
+    sizes = {path.stem for path in (CONFIGS / stage).glob("*.yaml")} - {"default"}
+    sizes -= {name for name in sizes if name.partition("-")[0] in RECIPES.get(stage, {})}
     if size not in sizes:
         raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes)}")
-    config = merge(
-        OmegaConf.structured(STAGES[stage]),
-        OmegaConf.load(CONFIGS / stage / "default.yaml"),
-        f"configs/{stage}/default.yaml",
-    )
-    config = merge(config, OmegaConf.load(CONFIGS / stage / f"{size}.yaml"), f"configs/{stage}/{size}.yaml")
-    config = merge(config, OmegaConf.create({"stage": stage, "size": size}), "stage and size")
+    config = OmegaConf.structured(cls)
+    names = ["default", size] + ([recipe, f"{recipe}-{size}"] if recipe else [])
+    for name in names:
+        path = CONFIGS / stage / f"{name}.yaml"
+        if name != f"{recipe}-{size}" or path.exists():
+            delta: Any = OmegaConf.load(path)
+            if recipe and not name.startswith(recipe):
+                delta.pop("objective", None)  # of another objective
+            config = merge(config, delta, f"configs/{stage}/{name}.yaml")
+    named = {"stage": stage, "size": size} | ({"recipe": recipe} if recipe else {})
+    config = merge(config, OmegaConf.create(named), "stage and size")
     for override in overrides:
-        config = merge(config, parse_override(override, STAGES[stage]), override)
+        config = merge(config, parse_override(override, cls), override)
     return to_dataclass(config, stage)
+
+
+def config_class(stage: str, recipe: str | None = None) -> type[RunConfig]:
+    """The dataclass of a stage's configuration. Raises `UserError` for a recipe that the stage does not have."""
+    known = RECIPES.get(stage, {})
+    if recipe is not None and recipe not in known:
+        told = nearest(recipe, known) if known else f"{stage} has one objective alone; leave it out"
+        raise UserError(f"objective={recipe}: no such recipe for {stage}; {told}")
+    return STAGES[stage] if recipe is None else known[recipe]
+
+
+def training_config(values: dict[str, Any], where: str) -> Any:
+    """A training configuration as it was written into a run, a checkpoint or a replay; `values` names its stage."""
+    return config_from_dict(config_class(values["stage"], values.get("recipe")), values, where)
+
+
+def _take_recipe(stage: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What `objective=NAME` names, and the other overrides."""
+    named = [text for text in overrides if text.partition("=")[0] == "objective" and "{" not in text]
+    others = [text for text in overrides if text not in named]
+    return (named[-1].partition("=")[2] if named else None), others
 
 
 def config_from_dict(cls: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -86,8 +117,10 @@ def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
 
 
 def has_key(stage: str, key: str) -> bool:
-    """Whether the configuration of `stage` knows the dotted key, a leaf or a section."""
-    return any(known == key or known.startswith(f"{key}.") for known in known_keys(STAGES[stage]))
+    """Whether the configuration of `stage`, by one recipe or another, knows the dotted key, a leaf or a section."""
+    classes = [STAGES[stage], *RECIPES.get(stage, {}).values()]
+    known = [name for cls in classes for name in known_keys(cls)]
+    return any(name == key or name.startswith(f"{key}.") for name in known)
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """The keys of a configuration: dataclasses with types and checks, and no values.
 
 Contract: every value has one home, `configs/`; every check is made once, when the dataclass is made, and ends in a
-`UserError` that names key, value and remedy. `config.py` reads the files.
+`UserError` that names key, value and remedy. `config.py` reads the files. What was added after runs and exports had
+been written has a value that leaves it off, so that they can still be read.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pairvpr_dist.errors import UserError
 
 INDEXES = ("flat", "ivf", "hnsw")
 CHECKPOINTING = ("none", "selective", "full")
 COMPILE = ("auto", "none", "blocks", "graphs")
+MINING = ("adaptive", "random")
 PATCH = 14  # pixels, the side of a DINOv2 patch
 
 
@@ -40,8 +42,13 @@ class ModelConfig:
     decoder_heads: int
     descriptor_dim: int
     pair_hidden_dim: int
+    fused_depths: int = 0  # SUP-VPR: depths of the encoder, evenly spaced, that make the descriptor; 0: Pair-VPR
+    city_blocks: int = 0  # SUP-VPR: cross-attention blocks between cities, in place of Pair-VPR's decoder and heads
 
     def __post_init__(self) -> None:
+        _require(self.fused_depths >= 0, "model.fused_depths", self.fused_depths, "must be 0 or more")
+        _require((self.city_blocks > 0) == (self.fused_depths > 0) and self.city_blocks >= 0, "model.city_blocks",
+                 self.city_blocks, "is above 0 where model.fused_depths is: both are SUP-VPR's")  # fmt: skip
         for key in ("decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim"):
             _require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
         check_image_size("model.image_size", self.image_size)
@@ -71,6 +78,7 @@ class AugmentConfig:
     colour_jitter: float  # brightness, contrast and saturation are each scaled by U(1 - c, 1 + c)
     rand_augment_ops: int  # operations of RandAugment per image; 0 is off
     copies: bool  # all views of a place are crops of one and the same image of it: training without places, to compare
+    blur: float = 0.0  # pixels: half of the views are blurred by a Gaussian of deviation U(0, blur)
 
     def __post_init__(self) -> None:
         _require(
@@ -82,6 +90,7 @@ class AugmentConfig:
         _require(len(self.crop_aspect) == 2 and 0 < self.crop_aspect[0] <= self.crop_aspect[1],
                  "data.augment.crop_aspect", self.crop_aspect, "must be two ascending positive ratios")  # fmt: skip
         _require(0 <= self.colour_jitter < 1, "data.augment.colour_jitter", self.colour_jitter, "must lie in [0, 1)")
+        _require(0 <= self.blur < math.inf, "data.augment.blur", self.blur, "must be 0 or more")
 
 
 @dataclass
@@ -116,8 +125,12 @@ class DataConfig:
     max_bad_share: float  # of all places; more than both ends the run
     remote: RemoteConfig
     augment: AugmentConfig
+    synthetic: list[str] = field(default_factory=list)  # shards of places that are trained on beside the real ones
+    synthetic_share: float = 0.25  # of the places of an epoch, those of data.synthetic where there are some
 
     def __post_init__(self) -> None:
+        _require(0 < self.synthetic_share < 1, "data.synthetic_share", self.synthetic_share,
+                 "must lie strictly between 0 and 1; to train without them leave data.synthetic empty")  # fmt: skip
         _require(self.places_per_batch > 0, "data.places_per_batch", self.places_per_batch, "must be positive")
         _require(self.images_per_place >= 2, "data.images_per_place", self.images_per_place, "must be at least 2")
         _require(
@@ -167,6 +180,25 @@ class PlaceRecognitionConfig:
             ramp,
             "must be two ascending steps",
         )
+
+
+@dataclass
+class CityRecognitionConfig:
+    """Stage 2 of SUP-VPR: places within a city by the descriptor, cities by attention between their embeddings."""
+
+    descriptor_loss: str  # as PlaceRecognitionConfig has it; over real and synthetic places together
+    descriptor_miner: str | None
+    city_loss_weight: float  # lambda of SUP-VPR, eq. 4
+    temperature: float  # of the similarities in the loss between cities, eq. 3
+    negatives: int  # images of other cities that an image is told from
+    mining: str  # adaptive: those as alike as images of its own city are on average; random: any, for comparison
+    chunks: int  # a rank's images pass in so many parts, of one of which activations are held at a time
+
+    def __post_init__(self) -> None:
+        for key in ("temperature", "negatives", "chunks"):
+            _require(getattr(self, key) > 0, f"objective.{key}", getattr(self, key), "must be positive")
+        _require(self.city_loss_weight >= 0, "objective.city_loss_weight", self.city_loss_weight, "must be 0 or more")
+        _require(self.mining in MINING, "objective.mining", self.mining, f"must be one of {', '.join(MINING)}")
 
 
 @dataclass
@@ -363,12 +395,31 @@ class Stage2Config(RunConfig):
     optim: OptimConfig
     recall: RecallConfig
     train: TrainConfig
+    recipe: str | None = None  # what `objective=NAME` named, a file of configs/stage2; none: Pair-VPR
 
     def __post_init__(self) -> None:
+        _require((self.model.city_blocks > 0) == isinstance(self, SupVPRConfig), "model.city_blocks",
+                 self.model.city_blocks, "is of objective=supvpr, and of nothing else")  # fmt: skip
         _require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
                  "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
         _require(self.objective.chunks == 1 or self.train.checkpointing == "none", "train.checkpointing",
                  self.train.checkpointing, "objective.chunks has activations computed again; take one")  # fmt: skip
+
+
+@dataclass
+class SupVPRConfig(Stage2Config):
+    """SUP-VPR: another stage 2, for cities of which few places are known; see docs/supvpr.md."""
+
+    objective: CityRecognitionConfig  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(not self.data.single_city, "data.single_city", self.data.single_city,
+                 "SUP-VPR tells cities apart, and needs several in a batch; set it to false")  # fmt: skip
+        augment = self.data.augment
+        plain = augment.crop_area == [1.0, 1.0] and augment.rand_augment_ops == 0
+        _require(plain, "data.augment", "...", "SUP-VPR's cities are learnt from images as they are: leave crop_area "
+                 "at [1, 1] and rand_augment_ops at 0; colour_jitter and blur are the descriptor's alone")  # fmt: skip
 
 
 @dataclass

@@ -82,7 +82,7 @@ def compare_stages(table: Table, stage: str, where: torch.device, zeros: tuple[i
     ])  # fmt: skip
     whole, first = random_batch(config), PLACES * distributed.rank()
     own = slice(first, first + PLACES)
-    batch = Batch(whole.images[own], whole.keys[own], whole.places[own], whole.datasets[own]).to(where)
+    batch = Batch(*(values[own] for values in vars(whole).values())).to(where)
     found = {zero: train(replace(config, train=replace(config.train, zero_stage=zero)), batch) for zero in zeros}
     for zero in zeros[1:]:
         losses = max(abs(a - b) for a, b in zip(found[0].losses, found[zero].losses, strict=True))

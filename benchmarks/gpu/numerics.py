@@ -88,7 +88,7 @@ def rendered(config: TrainingConfig) -> Batch:
     pixels = torch.from_numpy(np.stack([[city.render(view) for view in visits] for visits in shots]))
     keys = torch.randint(0, 2**62, (places, views), generator=torch.Generator().manual_seed(1))
     ids = torch.arange(places)
-    return Batch(pixels.permute(0, 1, 4, 2, 3), keys, ids, torch.zeros_like(ids)).to(device())
+    return Batch(pixels.permute(0, 1, 4, 2, 3), keys, ids, *[torch.zeros_like(ids)] * 2).to(device())
 
 
 def train(steps: Steps, config: TrainingConfig, batch: Batch, precision: str, updates: int) -> Seen:

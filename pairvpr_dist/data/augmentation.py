@@ -7,8 +7,10 @@ number of ranks; pixels agree within float rounding. Nothing here synchronises w
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pairvpr_dist.data.loader import Batch
@@ -23,21 +25,25 @@ class DeviceAugment(nn.Module):
     """uint8 batches to augmented, normalised float batches.
 
     Brightness, contrast and saturation of each view are scaled by independent U(1 - c, 1 + c) with c = `colour_jitter`,
-    in this order, clamped after each, with torchvision's definitions of the three.
+    in this order, clamped after each, with torchvision's definitions of the three. Then half of the views are blurred
+    by a Gaussian of deviation U(0, `blur`) pixels.
     """
 
-    def __init__(self, colour_jitter: float) -> None:
+    def __init__(self, colour_jitter: float, blur: float = 0.0) -> None:
         super().__init__()
-        self.colour_jitter = colour_jitter
+        self.colour_jitter, self.blur = colour_jitter, blur
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """ImageNet-normalised float32 (P, V, 3, H, W) on the batch's device."""
-        if self.colour_jitter == 0:
+        if self.colour_jitter == self.blur == 0:
             return normalise(batch.images)
-        images = _to_float(batch.images.flatten(0, 1))
-        keys = fold(batch.keys.flatten(), Purpose.COLOUR)
-        factors = 1 + self.colour_jitter * (2 * keyed_uniform(keys, 3) - 1)
-        images = jitter(images, *factors[:, :, None, None, None].unbind(1))
+        images, keys = _to_float(batch.images.flatten(0, 1)), batch.keys.flatten()
+        if self.colour_jitter:
+            factors = 1 + self.colour_jitter * (2 * keyed_uniform(fold(keys, Purpose.COLOUR), 3) - 1)
+            images = jitter(images, *factors[:, :, None, None, None].unbind(1))
+        if self.blur:
+            drawn = 2 * keyed_uniform(fold(keys, Purpose.BLUR), 1)[:, 0] - 1
+            images = blurred(images, self.blur * drawn.clamp(min=0), reach=math.ceil(3 * self.blur))
         return _standardise(images).unflatten(0, batch.keys.shape)
 
 
@@ -48,6 +54,20 @@ def jitter(
     images = (images * brightness).clamp(0, 1)
     images = torch.lerp(_grey(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp(0, 1)
     return torch.lerp(_grey(images), images, saturation).clamp(0, 1)
+
+
+def blurred(images: torch.Tensor, deviations: torch.Tensor, reach: int) -> torch.Tensor:
+    """Float images (B, C, H, W), each blurred by a Gaussian of its own deviation (B,) in pixels; 0 leaves it sharp.
+
+    The Gaussian is cut off at `reach` pixels; beyond the edge the image goes on as a mirror has it.
+    """
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / deviations.clamp(min=1e-3)[:, None]) ** 2)  # sharp: all on the middle
+    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)[:, None]
+    lines = images.flatten(0, 1)[None]  # a channel of each image is a channel with a kernel of its own
+    for kernel, pads in ((weights[:, :, None], (reach, reach, 0, 0)), (weights[..., None], (0, 0, reach, reach))):
+        lines = F.conv2d(F.pad(lines, pads, mode="reflect"), kernel, groups=lines.shape[1])
+    return lines[0].unflatten(0, images.shape[:2])
 
 
 def normalise(images_u8: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -25,12 +25,20 @@ ID_PARTS = 16  # that are searched for places that come twice, one after another
 MAX_WEIGHT = 1000  # repeats are counted in 16 bits
 
 
+class Synthetic(NamedTuple):
+    """Which sets hold synthetic places."""
+
+    sets: int  # so many, the last ones
+    share: float  # of the places of an epoch
+
+
 class Corpus:
     """Places of the shard sets in `folders` with at least `min_images` photographs, or as many panoramas.
 
     sets: the opened sets; datasets: labels of the data sets of each of them; table: what the plan needs, n rows;
-    dataset: int16 (n,), rows of `datasets`. `weights` are those of the sets, 1 each where there are none.
-    `remote` says how sets at URLs are read; without it there are none.
+    dataset: int16 (n,), rows of `datasets`. `weights` are those of the sets, 1 each where there are none; synthetic
+    sets have the weight that gives them their share. `remote` says how sets at URLs are read; without it there are
+    none.
     """
 
     def __init__(
@@ -39,8 +47,10 @@ class Corpus:
         min_images: int,
         weights: Sequence[float] = (),
         remote: RemoteConfig | None = None,
+        synthetic: Synthetic | None = None,
     ) -> None:
-        if not folders:
+        self._real = len(folders) - (synthetic.sets if synthetic else 0)
+        if not self._real:
             raise UserError("data.shards=[]: name at least one folder written by shards/build.py")
         self.sets = [ShardSet.open(folder, remote) for folder in folders]
         self.datasets, first_label = _labels(self.sets)
@@ -50,7 +60,7 @@ class Corpus:
             shard=np.empty(places, np.int32),
             city=np.empty(places, np.int32),
             shard_set=np.empty(places, np.int16),
-            weights=np.array(weights or [1.0] * len(self.sets)),
+            weights=np.array([*(weights or [1.0] * self._real), *[1.0] * (len(folders) - self._real)]),
         )
         self.dataset, self._place = np.empty(places, np.int16), np.empty(places, np.int32)
         self._first_row = [0]
@@ -59,7 +69,10 @@ class Corpus:
             self._read(number, min_images, first_label[number])
             self._number_cities(one, self._rows(number), cities)
         self._shorten(self._first_row[-1])
+        self._city_by_name = _numbers_by_name(cities)
         self.left_out = places - len(self.table)
+        if synthetic:
+            self._weigh(synthetic.share)
         self._check_distinct()
         self._check_weights()
 
@@ -70,6 +83,24 @@ class Corpus:
     def name(self, stable_id: int) -> str:
         """`data set/key` of the place with this id; looks through all of them."""
         return self._name_of_row(int(np.flatnonzero(self.table.ids == stable_id)[0]))
+
+    def cities(self, rows: np.ndarray) -> np.ndarray:
+        """Number of the city of each row, (m,) int64, the same for one name in all sets; -1: unknown, or synthetic."""
+        return np.where(self.table.shard_set[rows] < self._real, self._city_by_name[self.table.city[rows]], -1)
+
+    def require_cities(self, key: str) -> None:
+        """That every place which is not synthetic has a city, and that there are two. Raises `UserError`."""
+        rows = np.arange(self._first_row[self._real])
+        cities = self.cities(rows)
+        if (cities < 0).any():
+            first = int(np.argmin(cities))
+            raise UserError(
+                f"{self.locate(first)[0].folder}: {(cities < 0).sum():,} places have no city (one is "
+                f"{self._name_of_row(first)}); build {key} from a form with cities, as gsv-cities, or give them as "
+                "data.synthetic"
+            )
+        if len(np.unique(cities)) < 2:
+            raise UserError(f"{key}: all places lie in one city; SUP-VPR tells cities apart and needs two at least")
 
     def mixture(self) -> list[str]:
         """One line for each shard set: what of it comes in an epoch."""
@@ -122,6 +153,12 @@ class Corpus:
             part = city[first : first + ROWS_AT_ONCE]
             part[:] = number[part]
 
+    def _weigh(self, share: float) -> None:
+        """Weights of the synthetic sets, of which `share` of an epoch's places comes, alike for all of them."""
+        places, weights = np.diff(self._first_row), self.table.weights
+        drawn = sum(drawn_of(int(n), float(w)) for n, w in zip(places[: self._real], weights, strict=False))
+        weights[self._real :] = share / (1 - share) * drawn / max(1, places[self._real :].sum())
+
     def _shorten(self, places: int) -> None:
         """Cut the columns to the places that are in; pages of them that were never touched cost nothing."""
         table = self.table
@@ -149,6 +186,12 @@ class Corpus:
             if weight > MAX_WEIGHT or (places and drawn_of(places, weight) == 0):
                 least = f"{1 / places:.6g} (one of its {places} places)" if places else "0"
                 raise UserError(f"data.weights={weight:g} for {one.folder}: must lie between {least} and {MAX_WEIGHT}")
+
+
+def _numbers_by_name(cities: dict[tuple[str, str | None], int]) -> np.ndarray:
+    """For each number of a (data set, city) the city's number by its name alone, -1 where it has none: int64."""
+    names: dict[str, int] = {}
+    return np.array([-1 if name is None else names.setdefault(name, len(names)) for _, name in cities], np.int64)
 
 
 def _labels(sets: Sequence[ShardSet]) -> tuple[list[str], list[int]]:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pairvpr_dist.data import plan
-from pairvpr_dist.data.corpus import Corpus
+from pairvpr_dist.data.corpus import Corpus, Synthetic
 from pairvpr_dist.data.index import BadMember
 from pairvpr_dist.data.reading import DrawnPlace, PlaceReader
 from pairvpr_dist.errors import UserError
@@ -37,6 +37,7 @@ class Batch:
     keys: torch.Tensor  # int64 (P, V): random key of each view, a hash of (seed, epoch, place, view)
     places: torch.Tensor  # int64 (P,): label of the place, its stable id, unique over all shard sets
     datasets: torch.Tensor  # int64 (P,): row of EpochLoader.datasets
+    cities: torch.Tensor  # int64 (P,): number of the city by its name, over all data sets; -1: unknown, or synthetic
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
@@ -85,7 +86,7 @@ class EpochLoader:
     ) -> None:
         self.config, self.image_size, self.seed = config, image_size, seed
         self.columns = plan.rank_columns(config.places_per_batch, rank, world)
-        self.corpus = Corpus(config.shards, config.min_images_per_place, config.weights, config.remote)
+        self.corpus = corpus_of(config)
         table = self.corpus.table
         self.steps_per_epoch = plan.steps_per_epoch(table, config.places_per_batch, config.single_city)
         self.places, self.left_out, self.datasets = len(table), self.corpus.left_out, self.corpus.datasets
@@ -147,6 +148,17 @@ class EpochLoader:
         )
 
 
+def corpus_of(config: DataConfig) -> Corpus:
+    """The places that the shard sets of a configuration hold, synthetic ones last."""
+    return Corpus(
+        [*config.shards, *config.synthetic],
+        config.min_images_per_place,
+        config.weights,
+        config.remote,
+        Synthetic(len(config.synthetic), config.synthetic_share) if config.synthetic else None,
+    )
+
+
 class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
     """Item i is this rank's batch of step `steps[i]`, and the bad places met on the way to it.
 
@@ -194,6 +206,7 @@ class _Steps(Dataset[tuple[Batch | None, list[BadPlace]] | UserError]):
             torch.from_numpy(np.stack([place.keys for place in drawn])),
             torch.from_numpy(corpus.table.ids[rows]),
             torch.from_numpy(corpus.dataset[rows].astype(np.int64)),
+            torch.from_numpy(corpus.cities(rows)),
         )
 
     def _bad_place(self, row: int, error: BadMember) -> BadPlace:

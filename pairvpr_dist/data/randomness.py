@@ -32,7 +32,9 @@ class Purpose(IntEnum):
     CROP = int.from_bytes(b"crop", "big")
     RAND_AUGMENT = int.from_bytes(b"augment", "big")
     COLOUR = int.from_bytes(b"colour", "big")
+    BLUR = int.from_bytes(b"blur", "big")
     MASK = int.from_bytes(b"mask", "big")
+    NEGATIVES = int.from_bytes(b"negative", "big") >> 1
 
 
 def _signed(value: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairvpr_dist.config import CONFIGS, STAGES, config_from_dict, load_config
+from pairvpr_dist.config import CONFIGS, load_config, training_config
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import read_json, read_json_lines
 from pairvpr_dist.models.card import results_table
@@ -204,7 +204,7 @@ def _of_checkpoint(path: Path) -> Source:
         raise UserError(f"{path}: damaged: {fault}; name another checkpoint")
     state = read_json(path / STATE, "a checkpoint's state")
     try:
-        config = config_from_dict(STAGES[state["config"]["stage"]], state["config"], str(path / STATE))
+        config = training_config(state["config"], str(path / STATE))
         progress = Progress(**state["progress"])
     except (UserError, KeyError, TypeError) as error:
         remedy = "use the export/ of its run, or that version"

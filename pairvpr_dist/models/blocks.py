@@ -30,7 +30,7 @@ RECOMPILE_LIMIT = 32
 MODES = {"blocks": None, "graphs": "reduce-overhead"}  # of torch.compile
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, context_fn: Any = None) -> Tensor:
+def recomputed(function: Callable[..., Any], *inputs: Tensor, context_fn: Any = None) -> Any:
     """`function(*inputs)`, of which only the inputs are held for the backward pass, or what `context_fn` says.
 
     Not re-entrant, so that a parameter's gradient is whole once a backward pass, as ZeRO wants it. It stops early, as

@@ -30,10 +30,11 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x: (B, N, D) queries; y: (B, M, D) keys and values. Returns (B, N, D)."""
+    def forward(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
+        """x: (B, N, D) queries; y: (B, M, D) keys and values, all or those `seen` (B, M) bool. Returns (B, N, D)."""
         q, k, v = (self._split(t) for t in (self.q(x), self.k(y), self.v(y)))
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mask = None if seen is None else seen[:, None, None]
+        return self.proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)

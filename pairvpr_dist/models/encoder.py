@@ -1,15 +1,17 @@
 """The encoder: timm's DINOv2 vision transformer with register tokens, a mask token and frozen first blocks.
 
-Contract: `Encoder(images, mask)` returns the class token and the patch tokens after the final LayerNorm. Hidden
-patches are replaced by the mask token before the position is added, and all tokens run through all blocks; `visible`
-drops hidden patches instead. The frozen blocks, and all below them, run without graph; the others' activations can be
-computed again in the backward pass. Any image size that 14 divides; the position table stays at 37 x 37 and is resized
-per input.
+Contract: `Encoder(images, mask)` returns the class token and the patch tokens after the final LayerNorm, on demand of
+several depths. Hidden patches are replaced by the mask token before the position is added, and all tokens run through
+all blocks; `visible` drops hidden patches instead. The frozen blocks, and all below them, run without graph; the
+others' activations can be computed again in the backward pass. Any image size that 14 divides; the position table
+stays at 37 x 37 and is resized per input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -53,6 +55,11 @@ def preset(name: str) -> EncoderPreset:
     return PRESETS[name]
 
 
+def spaced_depths(blocks: int, depths: int) -> list[int]:
+    """So many depths, evenly spaced over the blocks, the last block last: after how many blocks they are. Pure."""
+    return [round(blocks * (i + 1) / depths) for i in range(depths)]
+
+
 def _vision_transformer(shape: EncoderPreset) -> VisionTransformer:
     if shape.timm_name:
         vit: Any = timm.create_model(shape.timm_name, img_size=TABLE_SIZE, dynamic_img_size=True, num_classes=0)
@@ -88,34 +95,52 @@ class Encoder(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None, *, recompute: bool = False
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        visible: Tensor | None = None,
+        *,
+        recompute: bool = False,
+        depths: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Encode normalised images.
 
         images: (B, 3, H, W), H and W multiples of 14. mask: (B, N) bool, true = hidden. `visible`: rows (B, V) of the
         patches that are encoded, the others come out as the mask token (MAE, He et al. 2022). `recompute`: hold no
-        activations of trained blocks for the backward pass, which computes them again.
-        Returns the class token (B, C) and the patch tokens (B, N, C).
+        activations of trained blocks for the backward pass, which computes them again. `depths`: of so many, evenly
+        spaced, the patch tokens are returned; before the last they are as the blocks leave them.
+        Returns the class token (B, C) and the patch tokens (B, N, C), or (B, depths, N, C) of more than one depth.
         """
-        prefix = self.vit.num_prefix_tokens
+        prefix, frozen = self.vit.num_prefix_tokens, self.frozen_blocks
+        wanted = spaced_depths(len(self.vit.blocks), depths)[:-1]
+        found: list[Tensor] = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_blocks):
             tokens = self._embed(images, mask)
             patches = tokens.shape[1] - prefix
             if visible is not None:
                 tokens = torch.cat([tokens[:, :prefix], take_rows(tokens[:, prefix:], visible)], dim=1)
-            for block in self.vit.blocks[: self.frozen_blocks]:
+            for depth, block in enumerate(self.vit.blocks[:frozen], start=1):
                 tokens = self.run_block(block, tokens)
-        tokens = recomputed(self._trained, tokens) if recompute else self._trained(tokens)
+                if depth in wanted:
+                    found.append(tokens)
+        trained = partial(self._trained, wanted=wanted)
+        tokens, *others = recomputed(trained, tokens) if recompute else trained(tokens)
         dense = tokens[:, prefix:]
+        if depths > 1:
+            dense = torch.stack([t[:, prefix:] for t in (*found, *others, tokens)], dim=1)
         if visible is not None:
             places = visible.unsqueeze(-1).expand_as(dense)
             dense = self.mask_token.to(dense.dtype).expand(len(dense), patches, -1).scatter(1, places, dense)
         return tokens[:, 0], dense
 
-    def _trained(self, tokens: Tensor) -> Tensor:
-        for block in self.vit.blocks[self.frozen_blocks :]:
+    def _trained(self, tokens: Tensor, wanted: Sequence[int]) -> tuple[Tensor, ...]:
+        """The tokens after the final norm, and those after the trained blocks of the depths `wanted`."""
+        found = []
+        for depth, block in enumerate(self.vit.blocks[self.frozen_blocks :], start=self.frozen_blocks + 1):
             tokens = self.run_block(block, tokens)
-        return self.vit.norm(tokens)
+            if depth in wanted:
+                found.append(tokens)
+        return self.vit.norm(tokens), *found
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         patches = self.vit.patch_embed(images.to(self.mask_token.dtype))  # (B, rows, columns, C)

@@ -2,7 +2,7 @@
 
 Contract: parameters are touched only inside the `forward` of the submodule that owns them, so that the methods work
 under ZeRO-3. Exports are `model.safetensors`, `config.json` and a model card, loaded strictly: a missing or unknown
-key is an error that lists it.
+key is an error that lists it. With `city_blocks` it is SUP-VPR, whose head stands in place of decoder and heads.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pairvpr_dist.config import to_dict
 from pairvpr_dist.files import new_folder, write_json, write_text
 from pairvpr_dist.models.blocks import BlockRunner
 from pairvpr_dist.models.card import model_card
+from pairvpr_dist.models.city_head import CityHead
 from pairvpr_dist.models.decoder import Decoder
-from pairvpr_dist.models.encoder import Encoder
+from pairvpr_dist.models.encoder import Encoder, preset
 from pairvpr_dist.models.patches import hidden_first, take_rows
 from pairvpr_dist.models.weights import load_model_state, read_model_file
 from pairvpr_dist.settings import PATCH, ModelConfig
@@ -32,7 +33,7 @@ class Description:
     """What `describe` gives for B images."""
 
     descriptors: Tensor  # (B, D) fp32, L2-normalised
-    dense: Tensor  # (B, N, C) patch tokens
+    dense: Tensor  # (B, N, C) patch tokens; of SUP-VPR (B, 1, C), the image's embedding
 
 
 class PairVPR(nn.Module):
@@ -42,6 +43,11 @@ class PairVPR(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder, config.frozen_blocks)
+        if config.city_blocks:
+            self.city_head = CityHead(
+                preset(config.encoder), config.fused_depths, config.descriptor_dim, config.city_blocks
+            )
+            return
         self.decoder = Decoder(
             self.encoder.dim, config.decoder_dim, config.decoder_depth, config.decoder_heads, config.image_size // PATCH
         )
@@ -53,7 +59,9 @@ class PairVPR(nn.Module):
 
     def run_blocks(self, checkpointing: str, compiled: str = "none") -> None:
         """Let transformer blocks run so from now on; see `BlockRunner`."""
-        self.encoder.run_block = self.decoder.run_block = BlockRunner(checkpointing, compiled)
+        self.encoder.run_block = BlockRunner(checkpointing, compiled)
+        if not self.config.city_blocks:
+            self.decoder.run_block = self.encoder.run_block
 
     def describe(self, images: Tensor, *, recompute: bool = False) -> Description:
         """Descriptor and dense features of normalised images (B, 3, S, S), S a multiple of 14.
@@ -63,6 +71,11 @@ class PairVPR(nn.Module):
         """
         if images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images of {tuple(images.shape)} are not square; resize them first")
+        if self.config.city_blocks:
+            tokens = self.encoder(images, recompute=recompute, depths=self.config.fused_depths)[1]
+            last = tokens if self.config.fused_depths == 1 else tokens[:, -1]
+            tokens = tokens.reshape(len(images), self.config.fused_depths, *last.shape[1:])
+            return Description(unit_length(self.city_head.fusion(tokens)), self.city_head.embed(last).unsqueeze(1))
         class_token, dense = self.encoder(images, recompute=recompute)
         return Description(unit_length(self.descriptor_head(class_token)), dense)
 
@@ -73,6 +86,17 @@ class PairVPR(nn.Module):
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """The pair score (B,) of the paper: both orders summed."""
         return self.score_pairs(x, y) + self.score_pairs(y, x)
+
+    def embed(self, images: Tensor, *, recompute: bool = False) -> Tensor:
+        """SUP-VPR's embeddings (B, C) of normalised images (B, 3, S, S), by which cities are told apart."""
+        return self.city_head.embed(self.encoder(images, recompute=recompute)[1])
+
+    def among_cities(self, embeddings: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """SUP-VPR's embeddings (B, C) after attention to those of `context` (B, M, C); see `CityAttention`.
+
+        Returns them L2-normalised, to be compared with normalised embeddings of the database.
+        """
+        return unit_length(self.city_head.attention(embeddings, context, seen))
 
     def reconstruct(self, image: Tensor, mask: Tensor, other: Tensor) -> Tensor:
         """Predict the hidden patches of `image` from the rest of it and from `other` (stage 1).

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from pairvpr_dist.models.pair_vpr import PairVPR
 
 log = logging.getLogger(__name__)
+CITY_HEAD = "city_head."
 STAGE2_HEADS = ("decoder.class_token", "descriptor_head.", "pair_head.")
 RELEASED_WITHOUT = (STAGE2_HEADS[:1], STAGE2_HEADS)  # what the released stage-1 files lack
-SHAPE_KEYS = ("encoder", "decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim")
+SHAPE_KEYS: tuple[str, ...] = (
+    "encoder", "fused_depths", "city_blocks", "decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim",
+    "pair_hidden_dim",
+)  # fmt: skip
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -98,11 +102,14 @@ def absent_heads(state: dict[str, Tensor]) -> list[str]:
 def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
     """Load a whole model strictly.
 
-    Heads that a released stage-1 file lacks start from scratch, and it is said; an export folder has them all.
+    Heads that a released stage-1 file lacks start from scratch, and it is said; an export folder has them all, but for
+    SUP-VPR's, which starts from a stage-1 model's encoder.
     """
     own = model.state_dict()
     state = dict(state)
     fresh = [] if where.is_dir() else absent_heads(state)
+    if model.config.city_blocks and not any(key.startswith(CITY_HEAD) for key in state):
+        fresh = [CITY_HEAD]
     for key in own:
         if key.startswith(tuple(fresh)) and fresh:
             state[key] = own[key]
@@ -120,8 +127,13 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
 def check_same_architecture(config: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The state of an export or released file, once its architecture agrees with `config`; `UserError` if not."""
     theirs, state = read_model_file(path)
+    keys = SHAPE_KEYS
+    if config.city_blocks and not theirs.city_blocks:  # SUP-VPR takes Pair-VPR's encoder and begins its own head
+        state = {key: value for key, value in state.items() if key.startswith("encoder.")}
+        keys = SHAPE_KEYS[:1]
     # A released stage-1 file without heads says nothing of their widths.
-    keys = SHAPE_KEYS if "descriptor_head.weight" in state else SHAPE_KEYS[:-2]
+    elif not config.city_blocks and "descriptor_head.weight" not in state:
+        keys = SHAPE_KEYS[:-2]
     differing = [
         f"{key} is {getattr(theirs, key)}, here {getattr(config, key)}"
         for key in keys

@@ -35,7 +35,7 @@ class MaskedModelling(Objective):
         if config.drop_hidden:  # then its place is above the encoder's blocks, frozen or not
             model.encoder.mask_token.requires_grad_(True)
             model.encoder.fills = True
-        self.augment = DeviceAugment(augment.colour_jitter)
+        self.augment = DeviceAugment(augment.colour_jitter, augment.blur)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """Loss over the hidden patches of the first views; see `Objective`."""

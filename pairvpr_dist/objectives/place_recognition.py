@@ -63,7 +63,7 @@ class PlaceRecognition(Objective):
     ) -> None:
         super().__init__(model, datasets)
         self.config = config
-        self.augment = DeviceAugment(augment.colour_jitter)
+        self.augment = DeviceAugment(augment.colour_jitter, augment.blur)
         self.descriptor_loss = build_loss(config.descriptor_loss)
         self.descriptor_miner = build_miner(config.descriptor_miner) if config.descriptor_miner else None
         self.pair_miner = BatchHardMiner()

@@ -30,8 +30,10 @@ from pairvpr_dist.training.schedules import Schedule
 
 def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Facts for the model card. `lines` are those of metrics.jsonl; the last value of each metric is kept."""
-    manifests = [ShardSet.open(where, config.data.remote).manifest for where in config.data.shards]
-    weights = config.data.weights or [1.0] * len(manifests)
+    data = config.data
+    manifests = [ShardSet.open(where, data.remote).manifest for where in (*data.shards, *data.synthetic)]
+    weighed = [f", weight {w:g}" if w != 1 else "" for w in data.weights or [1.0] * len(data.shards)]
+    weighed += [f", synthetic, {100 * data.synthetic_share:g} % of an epoch"] * len(data.synthetic)
     metrics = {name: value for line in lines for name, value in line.items()}
     return {
         "stage": config.stage,
@@ -39,8 +41,7 @@ def training_facts(config: TrainingConfig, progress: Progress, lines: list[dict[
         "steps": progress.step,
         "epochs": int(metrics.get("epoch", -1)) + 1,  # the last may have been cut short
         "data": ", ".join(
-            f"{' and '.join(m.datasets)} ({m.digest[:12]}" + (f", weight {w:g})" if w != 1 else ")")
-            for m, w in zip(manifests, weights, strict=True)
+            f"{' and '.join(m.datasets)} ({m.digest[:12]}{told})" for m, told in zip(manifests, weighed, strict=True)
         ),
         "places": sum(m.places for m in manifests),
         "licence of the data": "; ".join(sorted({name for m in manifests for name in m.licences})),

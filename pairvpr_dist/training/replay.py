@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pairvpr_dist import distributed
-from pairvpr_dist.config import STAGES, config_from_dict, to_dict
+from pairvpr_dist.config import STAGES, config_from_dict, to_dict, training_config
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.distributed import gather_objects, gather_to_rank_0
 from pairvpr_dist.errors import UserError
@@ -115,7 +115,7 @@ def read_replay(path: Path) -> tuple[Replay, TrainingConfig]:
     content = read_json(where, "a replay's description")
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("stage") not in STAGES:
         raise UserError(f"{where}: not a replay of this version ({FORMAT}); name a folder of a run's replays/")
-    config = config_from_dict(STAGES[content["stage"]], content.get("config", {}), str(where))
+    config = training_config(content.get("config", {}) | {"stage": content["stage"]}, str(where))
     return config_from_dict(Replay, content.get("replay", {}), str(where)), config
 
 

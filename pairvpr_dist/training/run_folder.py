@@ -24,7 +24,7 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from pairvpr_dist.config import STAGES, config_from_dict, to_dict, to_yaml
+from pairvpr_dist.config import STAGES, to_dict, to_yaml, training_config
 from pairvpr_dist.data.index import ShardSet
 from pairvpr_dist.data.loader import EpochLoader
 from pairvpr_dist.data.plan import rank_columns
@@ -33,7 +33,7 @@ from pairvpr_dist.files import read_json, write_json, write_text
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import check_same_architecture, read_tensors
 from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.settings import Stage2Config, SupVPRConfig, TrainingConfig
 from pairvpr_dist.training.deepspeed_config import compiled_blocks, uses_bf16
 from pairvpr_dist.training.recall import check_recall, measures_recall
 from pairvpr_dist.training.validation import measured_names, validates, validation_loader
@@ -42,7 +42,7 @@ from pairvpr_dist.training.weights_and_biases import check_wandb
 log = logging.getLogger(__name__)
 
 FREE_KEYS = {
-    "run", "data.shards", "data.validation", "data.workers", "train.zero_stage", "train.log_every",
+    "run", "data.shards", "data.validation", "data.synthetic", "data.workers", "train.zero_stage", "train.log_every",
     "train.accumulate", "train.checkpointing", "train.compile",
     "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
     "train.best_metric", "train.best_is", "train.early_stop", "train.self_check", "train.max_skipped_steps",
@@ -91,6 +91,8 @@ def keep_config(config: TrainingConfig) -> None:
 def data_content(config: TrainingConfig) -> dict[str, list[str]]:
     """Digests of the shard sets: what they hold decides the order of places, not where they lie."""
     named = {"shards": config.data.shards, "validation": config.data.validation}
+    if config.data.synthetic:
+        named["synthetic"] = config.data.synthetic
     remote = config.data.remote
     return {key: [ShardSet.open(where, remote).manifest.digest for where in named[key]] for key in named}
 
@@ -101,7 +103,7 @@ def check_folder(config: TrainingConfig) -> None:
     if (folder / "config.yaml").exists():
         differing = _differences(read_config(folder), config)
         if has_begun(folder) and read_json(folder / "data.json", "a run's data") != data_content(config):
-            differing.append("the content of data.shards or data.validation")
+            differing.append("the content of data.shards, data.synthetic or data.validation")
         if differing and has_begun(folder):
             raise UserError(f"{folder}: holds a run with other settings ({'; '.join(differing)}); name another run=...")
     elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
@@ -119,7 +121,7 @@ def read_config(folder: Path) -> TrainingConfig:
         raise UserError(f"{path}: not readable as a run's configuration: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict) or values.get("stage") not in STAGES:
         raise UserError(f"{path}: not a run's configuration; name another run=...")
-    return config_from_dict(STAGES[values["stage"]], values, str(path))
+    return training_config(values, str(path))
 
 
 def check(config: TrainingConfig) -> None:
@@ -135,9 +137,12 @@ def check_data(config: TrainingConfig) -> None:
     """That the shards are there and a batch can be dealt out over the processes."""
     check_shares(config)
     processes = config.launch.processes
-    EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)
+    loaders = {"data.shards": EpochLoader(config.data, config.model.image_size, config.seed, 0, processes)}
     if config.data.validation:
-        validation_loader(config, 0, processes)
+        loaders["data.validation"] = validation_loader(config, 0, processes)
+    if isinstance(config, SupVPRConfig):
+        for key, loader in loaders.items():
+            loader.corpus.require_cities(key)
     if isinstance(config, Stage2Config) and measures_recall(config):
         check_recall(config)
     if config.train.best_metric and not validates(config):

@@ -63,6 +63,6 @@ def tell_start(config: TrainingConfig, latest: Path | None) -> None:
 
 def tell_mixture(config: TrainingConfig, loader: EpochLoader) -> None:
     """Log what comes of each shard set in an epoch, where there are several or weights."""
-    if rank() == 0 and (len(config.data.shards) > 1 or config.data.weights):
+    if rank() == 0 and (len(loader.corpus.sets) > 1 or config.data.weights):
         for line in loader.corpus.mixture():
             log.info("%s", line)

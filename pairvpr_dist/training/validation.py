@@ -97,5 +97,8 @@ def validation_loader(config: TrainingConfig, rank: int, world: int) -> EpochLoa
             f"of {world} processes needs two; add some or take fewer processes"
         )
     augment = replace(data.augment, copies=False)
-    data = replace(data, shards=data.validation, weights=[], places_per_batch=batch, single_city=False, augment=augment)
+    data = replace(
+        data, shards=data.validation, synthetic=[], weights=[], places_per_batch=batch, single_city=False,
+        augment=augment,
+    )  # fmt: skip
     return EpochLoader(data, config.model.image_size, config.seed, rank, world)

@@ -5,7 +5,7 @@ import pickle
 import re
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def digests(batches: Iterable[Batch]) -> list[str]:
 def global_batches(config: DataConfig, world: int, epoch: int, first_step: int = 0) -> list[Batch]:
     """Batches of all ranks, one rank after another in each."""
     parts = [list(epoch_of(loader(config, rank, world), epoch, first_step)) for rank in range(world)]
-    names = ("images", "keys", "places", "datasets")
+    names = [f.name for f in fields(Batch)]
     return [
         Batch(*(torch.cat([getattr(b, name) for b in step]) for name in names)) for step in zip(*parts, strict=True)
     ]

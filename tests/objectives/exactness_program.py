@@ -36,7 +36,8 @@ def main() -> None:
     own = slice(rank() * 6 // world_size(), (rank() + 1) * 6 // world_size())
     content = {}
     for case, places in PLACES.items():
-        batch = Batch(images[own], keys[own], torch.tensor(places)[own], torch.zeros(6, dtype=torch.int64)[own])
+        zeros = torch.zeros(6, dtype=torch.int64)[own]
+        batch = Batch(images[own], keys[own], torch.tensor(places)[own], zeros, zeros)
         for chunks in CHUNKS:
             content[case, chunks] = measure(batch, chunks)
     if rank() == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ def make_batch(places: int = 4, size: int = 70) -> Batch:
         torch.randint(0, 2**62, (places, 2), generator=draws),
         torch.arange(places),
         torch.arange(places) % 2,
+        torch.zeros(places, dtype=torch.int64),
     )
 
 
@@ -127,7 +128,7 @@ def test_the_loss_of_every_data_set(objective: MaskedModelling) -> None:
     with torch.no_grad():
         loss, metrics = objective(batch, 0)
         by_hand = {
-            name: objective(Batch(*(getattr(batch, f)[rows] for f in ("images", "keys", "places", "datasets"))), 0)[0]
+            name: objective(Batch(*(getattr(batch, f.name)[rows] for f in fields(Batch))), 0)[0]
             for name, rows in {"loss/land": [0, 2], "loss/sea": [1, 3]}.items()
         }
     assert metrics.keys() == by_hand.keys()
@@ -146,7 +147,7 @@ def test_a_data_set_that_the_batch_lacks_is_nan_and_a_single_one_is_not_told(obj
 
 def test_a_view_is_the_same_in_every_batch(objective: MaskedModelling) -> None:
     batch = make_batch()
-    turned = Batch(*(getattr(batch, f).flip(0) for f in ("images", "keys", "places", "datasets")))
+    turned = Batch(*(getattr(batch, f.name).flip(0) for f in fields(Batch)))
     for ours, theirs in zip(objective.views(batch), objective.views(turned), strict=True):
         assert torch.equal(ours, theirs.flip(0))
 

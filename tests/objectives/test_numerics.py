@@ -48,7 +48,7 @@ def test_losses_and_gradients_are_finite(model: PairVPR, kind: str, weights: str
     objective = PlaceRecognition(own.to(precision), config.objective, config.data.augment, ["one"])
     images = photographs(kind)
     keys = torch.arange(8).reshape(4, 2)
-    loss, metrics = objective(Batch(images, keys, torch.arange(4), torch.zeros(4, dtype=torch.int64)), 0)
+    loss, metrics = objective(Batch(images, keys, torch.arange(4), *[torch.zeros(4, dtype=torch.int64)] * 2), 0)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -59,7 +59,7 @@ def test_losses_and_gradients_are_finite(model: PairVPR, kind: str, weights: str
 
 def test_bf16_gives_the_losses_of_fp32_within_its_rounding(model: PairVPR) -> None:
     config = load_config("stage2", "vitb", ["data.shards=none"])
-    batch = Batch(photographs("noise"), torch.arange(8).reshape(4, 2), torch.arange(4), torch.zeros(4).long())
+    batch = Batch(photographs("noise"), torch.arange(8).reshape(4, 2), torch.arange(4), *[torch.zeros(4).long()] * 2)
     measured = []
     for precision in PRECISIONS:
         own = PairVPR(model.config)

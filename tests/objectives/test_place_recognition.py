@@ -32,6 +32,7 @@ def make_batch(places: int = 3, views: int = 2) -> Batch:
         torch.randint(0, 2**62, (places, views), generator=draws),
         torch.arange(places) + 7,
         torch.zeros(places, dtype=torch.int64),
+        torch.arange(places) % 2,
     )
 
 

@@ -31,6 +31,7 @@ def batch(config: TrainingConfig, places: int) -> Batch:
         torch.randint(0, 2**60, (places, views)),
         torch.arange(places),
         torch.zeros(places, dtype=torch.int64),
+        torch.arange(places) % 2,
     )
 
 

@@ -43,6 +43,7 @@ def batch(config: TrainingConfig) -> Batch:
         torch.randint(0, 2**60, (places, views), generator=draws),
         torch.arange(places) + places * distributed.rank(),
         torch.zeros(places, dtype=torch.int64),
+        torch.arange(places) % 2,
     )
 
 

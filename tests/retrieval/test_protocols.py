@@ -73,6 +73,7 @@ def test_csv_wins_over_names(street: Path, tmp_path: Path) -> None:
 
 def test_digest_names_the_split_not_the_place_on_disk(tmp_path: Path) -> None:
     digest = load_protocol("folder", build(tmp_path / "a"), 25).digest
+    assert digest.startswith("bea6d2a250110f56")  # results that are written already name it
     assert digest == load_protocol("folder", build(tmp_path / "elsewhere"), 99).digest
     changed = [
         build(tmp_path / "positives", CSV.replace("q2.jpg,sub/b.PNG,", "q2.jpg,a.jpg,")),

@@ -34,6 +34,9 @@ class Protocol:
     query_utm: np.ndarray | None = None  # (Q, 2)
     database_group: np.ndarray | None = None  # (M,) int: a query is searched among the images of its own group alone
     query_group: np.ndarray | None = None  # (Q,) int
+    cities: list[str] | None = None  # names, where the protocol asks in which city an image lies
+    database_city: np.ndarray | None = None  # (M,) int64 rows of `cities`
+    query_city: np.ndarray | None = None  # (Q,) int64
     counts_without_positives: bool = False  # a query without positives is a failure; else it is left out
     published_counts: tuple[int, int] | None = None  # database images and queries of the published split
     database_rounded_to: int = 1  # the published database is known to so many images
@@ -51,7 +54,7 @@ class Protocol:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the names, groups and every ground truth; equal digests, comparable figures."""
+        """sha256 over the names, groups, cities and every ground truth; equal digests, comparable figures."""
         sha = hashlib.sha256()
         for title, names in (("database", self.database), ("queries", self.queries)):
             sha.update(f"{title} {len(names)}\n".encode() + "".join(f"{name}\n" for name in names).encode())
@@ -61,6 +64,11 @@ class Protocol:
         for title, group in (("database", self.database_group), ("query", self.query_group)):
             if group is not None:
                 sha.update(f"{title} groups {' '.join(map(str, group))}\n".encode())
+        if self.cities is not None:
+            sha.update(f"cities {len(self.cities)}\n".encode() + "".join(f"{name}\n" for name in self.cities).encode())
+        for title, city in (("database", self.database_city), ("query", self.query_city)):
+            if city is not None:
+                sha.update(f"{title} cities {' '.join(map(str, city))}\n".encode())
         if self.counts_without_positives:
             sha.update(b"queries without positives count\n")
         return sha.hexdigest()

@@ -99,9 +99,10 @@ def test_workers_give_the_same(model: PairVPR, paths: list[Path], tmp_path: Path
 
 
 def test_a_worker_leaves_signals_to_the_process_that_it_reads_for(model: PairVPR, paths: list[Path]) -> None:
+    others = psutil.Process().children()  # of tests before this one
     described = Describer(model, config()).describe(paths, workers=1)
     next(described)
-    (worker,) = psutil.Process().children()  # it has begun to read: it has heard what to leave
+    (worker,) = set(psutil.Process().children()).difference(others)  # it has begun to read: it has heard what to leave
     for number in (signal.SIGUSR2, signal.SIGINT):
         worker.send_signal(number)
     assert len(list(described)) == 2

@@ -114,9 +114,8 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
         if key.startswith(tuple(fresh)) and fresh:
             state[key] = own[key]
     if fresh:
-        log.warning(
-            "%s has no %s: a stage-1 file; these start from scratch", where, ", ".join(h.strip(".") for h in fresh)
-        )
+        kind = "a Pair-VPR model" if fresh == [CITY_HEAD] else "a stage-1 file"
+        log.warning("%s has no %s: %s; that starts from scratch", where, ", ".join(h.strip(".") for h in fresh), kind)
     grid = model.config.image_size // PATCH
     table = state.get("decoder.pos_embed")
     if table is not None and is_square_table(table):

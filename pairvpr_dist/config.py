@@ -38,10 +38,8 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
         raise UserError(f"stage '{stage}' is unknown; {nearest(stage, STAGES)}")
     recipe, overrides = _take_recipe(stage, overrides)
     cls = config_class(stage, recipe)
-    sizes = {path.stem for path in (CONFIGS / stage).glob("*.yaml")} - {"default"}
-    sizes -= {name for name in sizes if name.partition("-")[0] in RECIPES.get(stage, {})}
-    if size not in sizes:
-        raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes)}")
+    if size not in sizes(stage):
+        raise UserError(f"size '{size}' is unknown for {stage}; {nearest(size, sizes(stage))}")
     config = OmegaConf.structured(cls)
     names = ["default", size] + ([recipe, f"{recipe}-{size}"] if recipe else [])
     for name in names:
@@ -56,6 +54,12 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
     for override in overrides:
         config = merge(config, parse_override(override, cls), override)
     return to_dataclass(config, stage)
+
+
+def sizes(stage: str) -> set[str]:
+    """The sizes that a stage can be trained or evaluated at."""
+    names = {path.stem for path in (CONFIGS / stage).glob("*.yaml")} - {"default"}
+    return {name for name in names if name.partition("-")[0] not in RECIPES.get(stage, {})}
 
 
 def config_class(stage: str, recipe: str | None = None) -> type[RunConfig]:

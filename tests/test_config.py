@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pairvpr_dist.config import CONFIGS, STAGES, config_from_dict, has_key, known_keys, load_config, to_dict, to_yaml
+from pairvpr_dist.config import (
+    STAGES,
+    config_from_dict,
+    has_key,
+    known_keys,
+    load_config,
+    sizes,
+    to_dict,
+    to_yaml,
+    training_config,
+)  # fmt: skip
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import ModelConfig, Stage1Config, check_image_size
+from pairvpr_dist.settings import ModelConfig, Stage1Config, SupVPRConfig, check_image_size
 from pairvpr_dist.training.schedules import make_schedule
 
 SHARDS = "data.shards=none"
@@ -119,9 +129,63 @@ def test_candidates_that_are_reranked() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_size_of_every_stage_loads(stage: str) -> None:
-    for size in {path.stem for path in (CONFIGS / stage).glob("*.yaml")} - {"default"}:
+    assert {"tiny", "vitb", "vitg"} <= sizes(stage)
+    for size in sizes(stage):
         config = load_config(stage, size, EVAL if stage == "eval" else [SHARDS])
         assert (config.stage, config.size, config.run) == (stage, size, f"runs/{size}")
+
+
+SUPVPR = ["objective=supvpr", SHARDS]
+# The numbers of SUP-VPR's text that a setting stands for; the others are decided in docs/supvpr.md.
+SUPVPR_NUMBERS: dict[str, Any] = {
+    "model.descriptor_dim": 1024, "model.fused_depths": 4, "model.city_blocks": 12, "objective.temperature": 0.1,
+    "objective.negatives": 5, "objective.mining": "adaptive", "objective.city_loss_weight": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["vits", "vitb", "vitl", "vitg"])
+def test_another_recipe_of_a_stage_comes_after_the_size(size: str) -> None:
+    ours, pair_vpr = (load_config("stage2", size, given) for given in (SUPVPR, [SHARDS]))
+    assert isinstance(ours, SupVPRConfig)
+    assert {key: value(ours, key) for key in SUPVPR_NUMBERS} == SUPVPR_NUMBERS
+    assert ours.recipe == "supvpr"
+    assert pair_vpr.recipe is None
+    assert (ours.optim, ours.train) == (pair_vpr.optim, pair_vpr.train)
+    assert ours.model.encoder == pair_vpr.model.encoder
+
+
+def test_a_recipe_has_a_part_for_a_size_and_gives_way_to_overrides() -> None:
+    config = load_config("stage2", "tiny", ["objective.negatives=2", *SUPVPR, "model.descriptor_dim=64"])
+    assert (config.model.fused_depths, config.objective.negatives, config.model.descriptor_dim) == (3, 2, 64)
+
+
+def test_a_recipe_survives_being_written_down() -> None:
+    config = load_config("stage2", "tiny", SUPVPR)
+    assert training_config(to_dict(config), "a file") == config
+    older = {k: v for k, v in to_dict(load_config("stage2", "tiny", [SHARDS])).items() if k != "recipe"}
+    for key in ("fused_depths", "city_blocks"):
+        del older["model"][key]
+    del older["data"]["synthetic"], older["data"]["synthetic_share"], older["data"]["augment"]["blur"]
+    assert training_config(older, "a file of before") == load_config("stage2", "tiny", [SHARDS])
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "told"),
+    [
+        ("stage2", ["objective=supvrp"], "objective=supvrp: no such recipe for stage2; did you mean 'supvpr'?"),
+        ("stage1", ["objective=supvpr"], "no such recipe for stage1; stage1 has one objective alone"),
+        ("stage2", ["objective=supvpr", "objective.pair_loss_weight=1"], "unknown key 'objective.pair_loss_weight'"),
+        ("stage2", ["objective=supvpr", "data.single_city=true"], "data.single_city=True: SUP-VPR tells cities apart"),
+        ("stage2", ["objective=supvpr", "data.augment.rand_augment_ops=3"], "learnt from images as they are"),
+        ("stage2", ["objective=supvpr", "objective.mining=hard"], "must be one of adaptive, random"),
+        ("stage2", ["objective=supvpr", "objective.temperature=0"], "objective.temperature=0.0: must be positive"),
+        ("stage2", ["objective=supvpr", "model.city_blocks=0"], "model.city_blocks=0"),
+        ("stage2", ["model.city_blocks=2", "model.fused_depths=2"], "is of objective=supvpr, and of nothing else"),
+        ("stage2", ["data.synthetic_share=1"], "data.synthetic_share=1.0: must lie strictly between 0 and 1"),
+    ],
+)
+def test_what_a_recipe_refuses(stage: str, given: list[str], told: str) -> None:
+    assert told in refusal(stage, "tiny", SHARDS, *given)
 
 
 def test_overrides_are_taken_in_order() -> None:

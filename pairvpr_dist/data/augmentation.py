@@ -59,14 +59,14 @@ def jitter(
 def blurred(images: torch.Tensor, deviations: torch.Tensor, reach: int) -> torch.Tensor:
     """Float images (B, C, H, W), each blurred by a Gaussian of its own deviation (B,) in pixels; 0 leaves it sharp.
 
-    The Gaussian is cut off at `reach` pixels; beyond the edge the image goes on as a mirror has it.
+    The Gaussian is cut off at `reach` pixels; beyond the edge the image goes on as it ends.
     """
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / deviations.clamp(min=1e-3)[:, None]) ** 2)  # sharp: all on the middle
     weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)[:, None]
     lines = images.flatten(0, 1)[None]  # a channel of each image is a channel with a kernel of its own
     for kernel, pads in ((weights[:, :, None], (reach, reach, 0, 0)), (weights[..., None], (0, 0, reach, reach))):
-        lines = F.conv2d(F.pad(lines, pads, mode="reflect"), kernel, groups=lines.shape[1])
+        lines = F.conv2d(F.pad(lines, pads, mode="replicate"), kernel, groups=lines.shape[1])
     return lines[0].unflatten(0, images.shape[:2])
 
 

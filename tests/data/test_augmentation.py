@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torchvision.transforms.v2 import functional
 
 from pairvpr_dist.data.augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DeviceAugment,
+    blurred,
     jitter,
     normalise,
     random_masks,
@@ -59,6 +61,26 @@ def test_brightness_factors_fill_their_range() -> None:
     assert factors.max() == pytest.approx(1.4, abs=0.01)
     assert factors.mean() == pytest.approx(1.0, abs=0.03)
     assert abs(torch.corrcoef(factors.T)[0, 1]) < 0.15  # the two views are drawn on their own
+
+
+def test_blur_is_scipys_with_a_deviation_of_its_own_for_each_image() -> None:
+    images = torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    deviations = (0.0, 0.7, 1.9)
+    got = blurred(images, torch.tensor(deviations), reach=6)
+    assert torch.allclose(got[0], images[0], atol=1e-6)
+    for image, expected, deviation in list(zip(got, images, deviations, strict=True))[1:]:
+        by_scipy = gaussian_filter(expected.numpy(), (0, deviation, deviation), mode="nearest", radius=(0, 6, 6))
+        assert np.allclose(image.numpy(), by_scipy, atol=2e-6)
+
+
+def test_half_of_the_views_are_blurred_each_by_its_key() -> None:
+    batch = make_batch(places=200, views=2)
+    batch.images.copy_(torch.randint(0, 256, batch.images.shape[2:], dtype=torch.uint8))
+    views = DeviceAugment(0.0, 1.5)(batch).flatten(0, 1)
+    apart = (views - normalise(batch.images).flatten(0, 1)).abs().flatten(1).amax(dim=1)
+    assert 0.4 < float((apart < 1e-4).float().mean()) < 0.6
+    part = Batch(*(values[7:9] for values in vars(batch).values()))
+    assert torch.allclose(DeviceAugment(0.0, 1.5)(part).flatten(0, 1), views[14:18], atol=1e-5)
 
 
 @pytest.mark.parametrize(("patches", "ratio", "hidden"), [(256, 0.9, 230), (25, 0.9, 22), (529, 0.75, 396)])

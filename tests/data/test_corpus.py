@@ -7,7 +7,8 @@ import pytest
 from small_shards import BuildShards, panorama_place, photo_place
 
 from pairvpr_dist.data import corpus as corpus_module
-from pairvpr_dist.data.corpus import Corpus
+from pairvpr_dist.data.corpus import Corpus, Synthetic
+from pairvpr_dist.data.plan import draw
 from pairvpr_dist.errors import UserError
 
 
@@ -43,6 +44,53 @@ def test_a_city_belongs_to_its_data_set_and_may_spread_over_shard_sets(build_sha
     assert len(set(city[:4])) == 4
     assert city[4] == city[2]
     assert city[5] == city[1]
+
+
+def test_cities_are_known_by_name_over_all_sets_and_synthetic_ones_are_none(build_shards: BuildShards) -> None:
+    sets = [[("a", "Lund"), ("a", "Oslo")], [("b", "Lund")], [("world", "Lund")]]
+    folders = [
+        build_shards([photo_place(10 * number + i, 2, *place) for i, place in enumerate(places)])
+        for number, places in enumerate(sets)
+    ]
+    corpus = Corpus(folders, min_images=2, synthetic=Synthetic(1, 0.5))
+    cities = corpus.cities(np.arange(4)).tolist()
+    names = [corpus.sets[n].manifest.cities[corpus.sets[n].places["city"][p]] for n, p in ((0, 0), (0, 1))]
+    assert cities[2] == cities[names.index("Lund")]
+    assert cities[0] != cities[1]
+    assert cities[3] == -1
+    corpus.require_cities("data.shards")
+
+
+def test_shards_without_cities_are_refused_in_one_line(build_shards: BuildShards) -> None:
+    towns = build_shards([photo_place(i, 2, "a", city) for i, city in enumerate(["Lund", "Oslo"])])
+    nowhere = build_shards([photo_place(10 + i, 2, "b") for i in range(3)])
+    with pytest.raises(UserError) as refused:
+        Corpus([towns, nowhere], min_images=2).require_cities("data.shards")
+    text = str(refused.value)
+    assert f"{nowhere}: 3 places have no city" in text
+    assert "build data.shards from a form with cities" in text
+    assert "\n" not in text
+    Corpus([towns, nowhere], min_images=2, synthetic=Synthetic(1, 0.5)).require_cities("data.shards")
+    one = build_shards([photo_place(20 + i, 2, "c", "Lund") for i in range(2)])
+    with pytest.raises(UserError, match=r"data\.validation: all places lie in one city"):
+        Corpus([one], min_images=2).require_cities("data.validation")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.8])
+@pytest.mark.parametrize("weights", [(), (2.0, 0.5)])
+def test_synthetic_sets_have_their_share_of_an_epoch(
+    build_shards: BuildShards, share: float, weights: tuple[float, ...]
+) -> None:
+    counts = (20, 12, 7, 5)
+    folders = [
+        build_shards([photo_place(100 * number + i, 2, f"set{number}", "Lund") for i in range(count)])
+        for number, count in enumerate(counts)
+    ]
+    corpus = Corpus(folders, min_images=2, weights=weights, synthetic=Synthetic(2, share))
+    for epoch in range(3):
+        drawn = draw(corpus.table, 0, epoch, single_city=False).rows
+        synthetic = (corpus.table.shard_set[drawn] >= 2).sum()
+        assert abs(synthetic - share / (1 - share) * (len(drawn) - synthetic)) <= 2
 
 
 def test_places_count_their_photographs_or_their_panoramas(build_shards: BuildShards) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.comm.comm import comms_logger
-from small_runs import small_config
 
 from pairvpr_dist import distributed
+from pairvpr_dist.config import load_config
 from pairvpr_dist.data.loader import Batch
 from pairvpr_dist.files import read_json, write_json
 from pairvpr_dist.objectives import build_objective
@@ -29,8 +29,8 @@ BUCKET, SMALL = 50_000, 2_000  # numbers
 
 
 def configuration(stage: str, processes: int, changes: list[str]) -> TrainingConfig:
-    """A small run of the case."""
-    return small_config(stage, Path("unused"), Path("unused"), [f"launch.processes={processes}", *changes])
+    """A small run of the case, one of whose changes may name another recipe."""
+    return load_config(stage, "tiny", ["data.shards=unused", f"launch.processes={processes}", *changes])
 
 
 def batch(config: TrainingConfig) -> Batch:

@@ -26,6 +26,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import new_folder
 from pairvpr_dist.interop.sources import Source
 from pairvpr_dist.interop.writing import write_card
+from pairvpr_dist.models.pair_scorer import require_pair_classifier
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.models.weights import load_model_state
 from pairvpr_dist.settings import PATCH, check_image_size
@@ -85,6 +86,7 @@ def write_torch_export(source: Source, out: Path, image_size: int | None = None)
 def _write(
     source: Source, out: Path, image_size: int | None, suffix: str, save: Callable[[str, ExportedProgram, Path], Run]
 ) -> list[str]:
+    require_pair_classifier(source.model, str(source.path))
     if source.stage != "stage2":
         raise UserError(f"{source.path}: of stage '{source.stage}', its descriptor and pair head are untrained; "
                         "name a model of stage 2")  # fmt: skip

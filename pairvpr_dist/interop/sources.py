@@ -65,7 +65,8 @@ class Source:
     def summary(self) -> str:
         """What it is, in a line for users."""
         config = self.model.config
-        return f"{self.stage}, {config.encoder}, {config.image_size} px, {self.numbers / 1e6:,.1f} M numbers"
+        kind = f"{self.stage} by SUP-VPR" if config.city_blocks else self.stage
+        return f"{kind}, {config.encoder}, {config.image_size} px, {self.numbers / 1e6:,.1f} M numbers"
 
 
 def open_source(path: Path) -> Source:

@@ -17,6 +17,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import new_folder, write_text
 from pairvpr_dist.interop.sources import ENCODER_ONLY, FROM_SCRATCH, KEPT, RESULTS, Source
 from pairvpr_dist.models.card import model_card
+from pairvpr_dist.models.pair_scorer import require_pair_classifier
 from pairvpr_dist.models.released import HEAD_WIDTH, to_released
 from pairvpr_dist.retrieval.results import read_results
 
@@ -71,6 +72,7 @@ def write_released(source: Source, out: Path) -> list[str]:
     """`pairvpr.pth` under the authors' names: for stage 2 the state dict, for stage 1 the state dict as `model`."""
     if source.stage == ENCODER_ONLY:
         raise UserError(f"{source.path}: an encoder with untrained decoder and heads; a released file has them trained")
+    require_pair_classifier(source.model, str(source.path))
     config = source.model.config
     if config.decoder_dim != HEAD_WIDTH * config.decoder_heads:
         raise UserError(f"{source.path}: {config.decoder_heads} decoder heads; a released file does not say how many, "

@@ -17,11 +17,14 @@ def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int, load
     `facts` may hold stage, data, licence, metrics, commit and more; `results`, evaluations with the digests of their
     splits, get a table, and `config`, the whole configuration, comes last. `loads`: what the loader takes, if anything.
     """
+    kind = "SUP-VPR" if config.city_blocks else "Pair-VPR"
     lines = [
-        f"# {facts.get('name', 'Pair-VPR model')}",
+        f"# {facts.get('name', f'{kind} model')}",
         "",
         f"Encoder {config.encoder}, {config.image_size} px, {parameters / 1e6:,.1f} M numbers.",
     ]
+    if config.city_blocks:
+        lines += ["It recognises the city of an image, then the place in it by descriptor, and has no pair classifier."]
     lines += ["", "| fact | value |", "| --- | --- |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items() if name not in OWN_SECTION]
     if "results" in facts:
@@ -36,7 +39,7 @@ def model_card(config: ModelConfig, facts: dict[str, Any], parameters: int, load
 
 
 def results_table(evaluations: list[dict[str, Any]]) -> list[str]:
-    """A line per evaluation and ground truth; recall in per cent, by descriptor and re-ranked."""
+    """A line per evaluation and ground truth; recall in per cent, by descriptor and re-ranked (SUP-VPR: city first)."""
     lines = [
         "Figures of different splits must not be compared.",
         "",

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.decoder import EPS, DecoderBlock
 from pairvpr_dist.models.pair_vpr import PairVPR
 
@@ -37,10 +38,23 @@ class Query:
     normalised: Tensor  # (1, N, D) as second view in the last layer
 
 
+def require_pair_classifier(model: PairVPR, asked: str) -> None:
+    """Raise `UserError` for a SUP-VPR model, which tells cities apart and scores no pairs. `asked`: who wants them."""
+    if model.config.city_blocks:
+        raise UserError(
+            f"{asked}: a SUP-VPR model has no pair classifier; measure it with pairvpr eval --protocol cities, or name "
+            "a Pair-VPR model"
+        )
+
+
 class PairScorer:
-    """Scores pairs of projected images with matrix products in `dtype`; sums, norms and scores are fp32."""
+    """Scores pairs of projected images with matrix products in `dtype`; sums, norms and scores are fp32.
+
+    Raises `UserError` for a model without pair classifier.
+    """
 
     def __init__(self, model: PairVPR, dtype: torch.dtype = torch.float32) -> None:
+        require_pair_classifier(model, "scoring pairs")
         self.decoder = model.decoder
         self.head = model.pair_head
         self.dtype = dtype

@@ -20,6 +20,8 @@ PANELS = {  # key of metrics.jsonl, logged of the batch and as validation/<key> 
     "loss": "loss",
     "loss/descriptor": "loss of the descriptor",
     "loss/pair": "loss of the pair classifier",
+    "loss/city": "loss between cities",
+    "city_accuracy": "share of images whose counterpart is told from other cities",
     "cross_view_gain": "cross-view gain: loss with a wrong second view minus loss with the right one",
 }
 COLOURS = dict(zip(("training", "validation"), PALETTE, strict=False))

@@ -2,7 +2,8 @@
 
 Contract: images are resized whole to a square and described in file order, in blocks whose batches are the same whoever
 makes them. Dense features (MiB an image) are never all in memory: projected to the decoder's width, once an image, they
-lie in fp16 in a file a block as far as the budget goes, and are computed again from the image where it does not.
+lie in fp16 in a file a block as far as the budget goes, and are computed again from the image where it does not. Of
+SUP-VPR the dense features of an image are its one embedding, which is stored as it is, rounded to fp16 like the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -45,11 +47,22 @@ class Describer:
         self.batch_size = config.batch_size
         self.workers = config.workers
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
-        self.scorer = PairScorer(self.model, torch.bfloat16 if self.bf16 else torch.float32)
+
+    @cached_property
+    def scorer(self) -> PairScorer:
+        """What pairs are scored with. `UserError` for a SUP-VPR model, which scores none."""
+        return PairScorer(self.model, torch.bfloat16 if self.bf16 else torch.float32)
+
+    @property
+    def tells_cities(self) -> bool:
+        """Whether the model is a SUP-VPR one: its second stage is `city_stage`, not the re-ranking of pairs."""
+        return self.model.config.city_blocks > 0
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """Patches and width of the projected features of one image."""
+        """Patches and width of the projected features of one image; of SUP-VPR one embedding."""
+        if self.tells_cities:
+            return 1, self.model.encoder.dim
         return (self.image_size // PATCH) ** 2, self.model.config.decoder_dim
 
     @property
@@ -89,6 +102,8 @@ class Describer:
 
     def project(self, dense: Tensor) -> Tensor:
         """Dense features (B, N, C) of the encoder as they are stored: projected (B, N, D), fp16, on the CPU."""
+        if self.tells_cities:
+            return dense.half().cpu()
         with self.autocast():
             return self.scorer.project(dense).half().cpu()
 

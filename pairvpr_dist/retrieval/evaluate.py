@@ -1,4 +1,4 @@
-"""Two-stage retrieval measured: describe, search, re-rank, and everything of it written down.
+"""Two-stage retrieval measured: describe, search, re-rank (SUP-VPR: by city), and everything of it written down.
 
 Contract: every rank calls, shares the work, and gets the same result, on the CPU bit for bit for any number of
 processes with the same threads each. The results folder is whole or not there. Until then all that is done lies in
@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,20 @@ import torch
 from pairvpr_dist.config import to_dict
 from pairvpr_dist.distributed import from_rank_0, rank, world_size
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.files import new_folder, replaced_when_done, write_json
+from pairvpr_dist.files import new_folder, write_json
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.retrieval.calibration import fit_calibration
 from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, write_candidates, write_names
+from pairvpr_dist.retrieval.city_figures import city_figures
 from pairvpr_dist.retrieval.describe import DESCRIPTORS, Describer, describe_images
-from pairvpr_dist.retrieval.index import search, search_in_groups
+from pairvpr_dist.retrieval.index import search_in_groups
 from pairvpr_dist.retrieval.outcomes import OUTCOMES, write_outcomes
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.rerank import order_by_score
-from pairvpr_dist.retrieval.rerank_blocks import rerank
 from pairvpr_dist.retrieval.results import FORMAT, RESULTS, figures, hits, read_results
+from pairvpr_dist.retrieval.stages import first_stage, second_stage
 from pairvpr_dist.retrieval.submission import SUBMISSION, write_submission
-from pairvpr_dist.retrieval.work import owned_work, wait_for_all, work_folder
+from pairvpr_dist.retrieval.work import owned_work, work_folder
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def evaluate(model: PairVPR, protocol: Protocol, config: EvalConfig, out: Path) 
     if ended:
         return read_results(out)
     describer = Describer(model, config)
+    if describer.tells_cities and config.patience is not None:
+        raise UserError(f"eval.patience={config.patience}: a SUP-VPR model scores no pairs; leave the key out")
     with owned_work(work_folder(out), identity(describer, protocol, config, weights)):
         if rank() == 0:
             _warn(protocol, config)
@@ -89,12 +91,12 @@ def retrieve(
     database = describe_images(describer, protocol.database_paths, work / "database", budget, "database", tick)
     left = budget - database.features.bytes
     queries = describe_images(describer, protocol.query_paths, work / "queries", left, "queries", tick)
-    similarities, rows, searched = _search(database.descriptors, queries.descriptors, protocol, config, work)
-    scores, reranked = rerank(describer, queries.features, database.features, rows, config, work / "scores", tick)
+    found = first_stage(describer, queries.descriptors, database.descriptors, protocol, config, work)
+    scores, ranked = second_stage(describer, queries.features, database.features, found, protocol, config, work, tick)
     parts = {
-        "describe_database": database.seconds, "describe": queries.seconds, "search": searched, "re-rank": reranked
+        "describe_database": database.seconds, "describe": queries.seconds, "search": found.seconds, "re-rank": ranked
     }  # fmt: skip
-    return Candidates(rows, similarities, scores, order_by_score(scores), parts)
+    return Candidates(found.rows, found.similarities, scores, order_by_score(scores), parts)
 
 
 def identity(describer: Describer, protocol: Protocol, config: EvalConfig, weights: str) -> dict[str, Any]:
@@ -156,26 +158,6 @@ def _warn(protocol: Protocol, config: EvalConfig) -> None:
                     config.top_k, len(protocol.database))  # fmt: skip
 
 
-def _search(
-    database: np.ndarray, queries: np.ndarray, protocol: Protocol, config: EvalConfig, work: Path
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Similarities and rows (Q, K) of the candidates, and the seconds of it; once, by rank 0."""
-    found = work / "candidates.npz"
-    if rank() == 0 and not found.exists():
-        started = time.perf_counter()
-        asked = config.top_k, config.index, config.index_effort
-        if protocol.database_group is None or protocol.query_group is None:
-            similarities, rows = search(database, queries, *asked)
-        else:
-            groups = protocol.database_group, protocol.query_group
-            similarities, rows = search_in_groups(database, queries, groups, *asked)
-        with replaced_when_done(found) as aside, aside.open("wb") as handle:
-            np.savez(handle, similarities=similarities, rows=rows, seconds=time.perf_counter() - started)
-    wait_for_all()
-    with np.load(found) as arrays:
-        return arrays["similarities"], arrays["rows"], float(arrays["seconds"])
-
-
 def _results(
     describer: Describer, protocol: Protocol, config: EvalConfig, candidates: Candidates, weights: str
 ) -> dict[str, Any]:
@@ -186,7 +168,7 @@ def _results(
         )
         for name, positives in protocol.ground_truths.items()
     }
-    primary = next(iter(protocol.ground_truths.values()), None)
+    primary = None if describer.tells_cities else next(iter(protocol.ground_truths.values()), None)
     return {
         "format": FORMAT,
         "protocol": protocol.name,
@@ -194,7 +176,9 @@ def _results(
         "deviation": protocol.deviation,
         "queries": len(protocol.queries),
         "database": len(protocol.database),
-        "top_k": candidates.rows.shape[1],
+        # SUP-VPR has candidates of every city, of which the first eval.top_k are the nearest images of all.
+        "top_k": min(config.top_k, candidates.rows.shape[1]),
+        "candidates": candidates.rows.shape[1],
         "image_size": describer.image_size,
         "model": {"path": config.model, "sha256": weights, **to_dict(describer.model.config)},
         "ground_truths": measured,
@@ -231,6 +215,8 @@ def _write(
 ) -> dict[str, Any]:
     """Write the results folder; what results.json holds."""
     results = _results(describer, protocol, config, candidates, weights)
+    if protocol.cities is not None:
+        results["cities"] = _city_figures(protocol, config, candidates, work_folder(out))
     if results["queries_in_database"]:
         log.warning("%s: %d of %d queries are in the database themselves, byte for byte; their recall says nothing",
                     protocol.root, results["queries_in_database"], len(protocol.queries))  # fmt: skip
@@ -244,6 +230,18 @@ def _write(
             write_submission(folder / SUBMISSION, protocol, candidates.reranked)
         write_json(folder / RESULTS, results)
     return results
+
+
+def _city_figures(protocol: Protocol, config: EvalConfig, candidates: Candidates, work: Path) -> dict[str, Any]:
+    """The section `cities`; for it every query is searched in its own city, too."""
+    assert protocol.database_city is not None
+    assert protocol.query_city is not None
+    database, queries = (np.load(work / name / DESCRIPTORS, mmap_mode="r") for name in SETS)
+    groups = protocol.database_city, protocol.query_city
+    asked = config.recall_at[-1], config.index, config.index_effort
+    _, within = search_in_groups(database, queries, groups, *asked)
+    rankings = {"descriptor": candidates.rows, "reranked": candidates.reranked}
+    return city_figures(protocol, rankings, within, config.recall_at)
 
 
 def queries_in_database(protocol: Protocol, candidates: Candidates) -> int:

@@ -63,6 +63,25 @@ def search_in_groups(
     return similarities, rows
 
 
+def search_every_group(
+    database: np.ndarray, queries: np.ndarray, groups: np.ndarray, k: int, kind: str = "flat", effort: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` of every query in each of the `groups` (M,) of the database, all that is found best first.
+
+    Returns similarities and rows (Q, K); K is min(k, images of it) of every group. Where each is exact, the first k are
+    those of a search among all. Equal similarities are in the order of the rows.
+    """
+    near, rows = [], []
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        similarities, found = search(database[own], queries, k, kind, effort)
+        near.append(similarities)
+        rows.append(np.where(found < 0, -1, own[found]))
+    whole = np.concatenate(near, axis=1), np.concatenate(rows, axis=1)
+    order = np.lexsort((whole[1], -whole[0]), axis=1)
+    return np.take_along_axis(whole[0], order, axis=1), np.take_along_axis(whole[1], order, axis=1)
+
+
 def _fits_gpu(index: faiss.Index, k: int) -> bool:
     """Whether faiss can search an index for k neighbours on a GPU: it has no graphs there."""
     return not isinstance(index, faiss.IndexHNSW) and max(k, getattr(index, "nprobe", 1)) <= GPU_LIMIT

@@ -21,6 +21,7 @@ from torch import Tensor
 from pairvpr_dist.config import load_config
 from pairvpr_dist.data.at_names import AtName, parse_at_name
 from pairvpr_dist.errors import UserError, one_line
+from pairvpr_dist.models.pair_scorer import require_pair_classifier
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.retrieval.calibration import own_calibration, probability
 from pairvpr_dist.retrieval.describe import DenseFeatures, Describer, require_finite
@@ -88,13 +89,15 @@ class PlaceIndex:
         model: loaded, or an export folder or released .pth by its path. calibration: from `read_calibration`; none: of
         a path the model's own, and where it has none, matches carry no probability. config: image size, batch
         sizes, workers, feature budget and precision (none: `configs/eval/default.yaml`; the other keys say nothing
-        here). Raises `UserError` for a folder without a readable image, and while another process describes it.
+        here). Raises `UserError` for a folder without a readable image, while another process describes it, and for a
+        SUP-VPR model.
         """
         folder = Path(folder)
         if not isinstance(model, PairVPR):
             calibration = calibration or own_calibration(Path(model))
             model = PairVPR.from_pretrained(model)
         config = config or load_config("eval", "vitb", ["eval.model=given", "eval.data=given"]).eval
+        require_pair_classifier(model, "an index of places")
         describer = Describer(model, config)
         facts = {
             "weights": state_digest(model),

@@ -19,6 +19,7 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.retrieval.candidates import NONE, Candidates
 from pairvpr_dist.retrieval.outcomes import NOWHERE, Outcomes
 from pairvpr_dist.retrieval.protocols import Protocol
+from pairvpr_dist.retrieval.results import RERANKED
 
 THUMBNAIL = 320  # pixels, the longer side
 EXAMPLES = 4  # of each kind
@@ -51,9 +52,11 @@ class Group:
     rows: list[list[Shot]]
 
 
-def query_groups(protocol: Protocol, candidates: Candidates, outcomes: dict[str, Outcomes]) -> list[Group]:
-    """The counted queries by what the two stages made of them in the primary ground truth."""
-    firsts = candidates.rows[:, 0], candidates.reranked[:, 0]
+def query_groups(
+    protocol: Protocol, candidates: Candidates, outcomes: dict[str, Outcomes], second: str = RERANKED
+) -> list[Group]:
+    """The counted queries by what the two stages made of them in the primary ground truth; `second`: its ranking."""
+    firsts = {"descriptor": candidates.rows[:, 0], second: candidates.reranked[:, 0]}
     if not outcomes:
         every = np.arange(len(protocol.queries))
         rows = [[_query(protocol, q), *_answers(protocol, q, firsts, None)] for q in _spread(every)]
@@ -83,12 +86,10 @@ def _query(protocol: Protocol, query: int) -> Shot:
     return Shot(thumbnail(protocol.root / protocol.queries[query]), "query")
 
 
-def _answers(
-    protocol: Protocol, query: int, firsts: tuple[np.ndarray, np.ndarray], positives: np.ndarray | None
-) -> list[Shot]:
-    """The first answer by descriptor and by pair score; `positives` None: not judged."""
+def _answers(protocol: Protocol, query: int, firsts: dict[str, np.ndarray], positives: np.ndarray | None) -> list[Shot]:
+    """The first answer by each ranking; `positives` None: not judged."""
     shots = []
-    for by, first in zip(("descriptor", "re-ranked"), firsts, strict=True):
+    for by, first in firsts.items():
         row = int(first[query])
         right = None if positives is None else bool(np.isin(row, positives))
         told = "first" if right is None else "right" if right else "wrong"

@@ -18,13 +18,21 @@ from pairvpr_dist.config import config_from_dict
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.files import write_text
 from pairvpr_dist.retrieval.candidates import CANDIDATES, Candidates, read_candidates
-from pairvpr_dist.retrieval.compare import RANKINGS, Estimate, ranks_shown, recall
+from pairvpr_dist.retrieval.compare import Estimate, ranks_shown, recall
 from pairvpr_dist.retrieval.curves import Curve, read_curves
 from pairvpr_dist.retrieval.outcomes import Outcomes, read_outcomes
 from pairvpr_dist.retrieval.plots import Plot, budget_plot, calibration_plot, recall_plot
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
 from pairvpr_dist.retrieval.query_grid import Group, data_url, query_groups
-from pairvpr_dist.retrieval.results import RESULTS, cautions, counting_rule, hits, read_results
+from pairvpr_dist.retrieval.results import (
+    RERANKED,
+    RESULTS,
+    cautions,
+    counting_rule,
+    hits,
+    read_results,
+    second_ranking,
+)
 from pairvpr_dist.settings import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -94,6 +102,7 @@ def rewrite_report(folder: Path) -> Path:
         .render(
             name=folder.resolve().name,
             cautions=cautions,
+            second_ranking=second_ranking,
             sections=[_section([one for one in evaluations if one.results["split"] == split]) for split in splits],
             curves=_curves(folder),
             reconstruction=_reconstruction(folder),
@@ -114,12 +123,18 @@ def _section(evaluations: list[Evaluation]) -> Section:
     plots = _recall_plots(evaluations)
     try:
         protocol = _data_of(last)
-        found = [read_candidates(one.folder / CANDIDATES, protocol, one.results["top_k"]) for one in evaluations]
+        found = [read_candidates(one.folder / CANDIDATES, protocol, _candidates(one.results)) for one in evaluations]
     except UserError as error:
         log.warning("%s: the report goes without pictures of queries, for %s", last.folder, error)
         return Section(evaluations, truths, plots, [], str(error))
     plots += _plots_of_candidates(evaluations, found, protocol)
-    return Section(evaluations, truths, plots, query_groups(protocol, found[-1], last.outcomes), None)
+    groups = query_groups(protocol, found[-1], last.outcomes, second_ranking(last.results))
+    return Section(evaluations, truths, plots, groups, None)
+
+
+def _candidates(results: dict[str, Any]) -> int:
+    """How many candidates of a query there are; results of older versions have as many as are re-ranked."""
+    return int(results.get("candidates", results["top_k"]))
 
 
 def _data_of(evaluation: Evaluation) -> Protocol:
@@ -137,9 +152,8 @@ def _truth(evaluations: list[Evaluation], name: str) -> Truth:
     rows = []
     for one in evaluations:
         kept = one.outcomes[name].kept
-        rows += [
-            Row(one.label, words, [recall(getattr(kept, field), n) for n in at]) for field, words in RANKINGS.items()
-        ]
+        rankings = {"descriptor": kept.descriptor, second_ranking(one.results): kept.reranked}
+        rows += [Row(one.label, words, [recall(ranks, n) for n in at]) for words, ranks in rankings.items()]
     kinds = [
         (one.label, {kind: int(members.sum()) for kind, members in one.outcomes[name].kinds.items()})
         for one in evaluations
@@ -166,10 +180,11 @@ def _plots_of_candidates(evaluations: list[Evaluation], found: list[Candidates],
     budgets = [
         (one.label, candidates.scores[counted], right[counted], one.results["patience"] is None)
         for one, candidates, right in zip(evaluations, found, hit, strict=True)
+        if second_ranking(one.results) == RERANKED  # SUP-VPR scores no pairs
     ]
     last = evaluations[-1]
     calibration = last.results["calibration"]
-    plots = [budget_plot(budgets)]
+    plots = [budget_plot(budgets)] if budgets else []
     return (
         plots if calibration is None else [*plots, calibration_plot(last.label, found[-1].scores, hit[-1], calibration)]
     )
@@ -181,7 +196,7 @@ def _label(evaluation: Path) -> str:
 
 
 def _curves(run: Path) -> list[tuple[str, list[Curve]]]:
-    stages = {"Stage 1: masked modelling": "stage1", "Stage 2: descriptor and pair classifier": "stage2"}
+    stages = {"Stage 1: masked modelling": "stage1", "Stage 2: descriptor and pair classifier, or cities": "stage2"}
     found = [(title, read_curves(run / stage / "metrics.jsonl")) for title, stage in stages.items()]
     return [(title, curves) for title, curves in found if curves]
 

@@ -18,6 +18,8 @@ from pairvpr_dist.retrieval.protocols.protocol import Protocol
 
 FORMAT = "pairvpr-results/2"
 RESULTS = "results.json"
+RERANKED, CITY_FIRST = "re-ranked", "city first"
+SHOWN_CITIES = 12  # as many have a line each in what is printed
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def summary(results: dict[str, Any]) -> str:
     seconds = results["seconds_per_query"]
     parts = ", ".join(f"{part} {seconds[part]:.3g}" for part in seconds)
     cost = f"{sum(seconds.values()):.3g} s/query ({parts}) on {results['device']}"
-    return "\n".join([head, *cautions(results), *recall, cost])
+    return "\n".join([head, *cautions(results), *recall, *_city_lines(results), cost])
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
@@ -78,7 +80,14 @@ def cautions(results: dict[str, Any]) -> list[str]:
     told = deviation_line(results)
     if results.get("queries_in_database"):
         told.append(f"{results['queries_in_database']:,} queries are in the database themselves: recall says too much")
+    if second_ranking(results) == CITY_FIRST and "cities" not in results:
+        told.append("no cities are known here: all is one city to a SUP-VPR model, left in the descriptor's order")
     return told
+
+
+def second_ranking(results: dict[str, Any]) -> str:
+    """What the second of the two rankings is called: SUP-VPR looks for the city first, Pair-VPR re-ranks."""
+    return CITY_FIRST if results["model"].get("city_blocks") else RERANKED
 
 
 def deviation_line(results: dict[str, Any]) -> list[str]:
@@ -107,9 +116,33 @@ def _recall_lines(results: dict[str, Any]) -> list[str]:
         moved = f"won {figure['won']:,}  lost {figure['lost']:,}  out of reach {figure['unreachable']:,}"
         lines += [
             f"{name:<{width}} descriptor {descriptor}   {counting_rule(figure, results['queries'])}",
-            f"{'':<{width}} re-ranked  {reranked}   {moved}",
+            f"{'':<{width}} {second_ranking(results):<10} {reranked}   {moved}",
         ]
     return lines
+
+
+def _city_lines(results: dict[str, Any]) -> list[str]:
+    """The table of cities: whether they are recognised, and recall within and over them; no line without cities."""
+    found = results.get("cities")
+    if found is None:
+        return []
+    lines = [{"city": "all", **found}, *(found["per_city"] if len(found["names"]) <= SHOWN_CITIES else ())]
+    at, width = list(found["within"]), max(12, *(len(line["city"]) for line in lines))
+    second, block = second_ranking(results), 7 * len(at)
+    head = f"{'':<{width}} {'':>8}  {'city recognised by':<23}  {'within its city':<{block}}  over all, {second}"
+    names = "".join(f"{'R@' + n:>7}" for n in at)
+    told = [head, f"{'city':<{width}} {'queries':>8}  {'descriptor':>10} {second:>12}  {names}  {names}"]
+    for line in lines:
+        shares = [line["accuracy"][name] for name in ("descriptor", "reranked")]
+        within, over_all = ("".join(f"{_text(part[n]):>7}" for n in at)
+                            for part in (line["within"], line["over_all"]["reranked"]))  # fmt: skip
+        told.append(f"{line['city']:<{width}} {line['queries']:>8,}  {_text(shares[0]):>10} {_text(shares[1]):>12}"
+                    f"  {within}  {over_all}")  # fmt: skip
+    return told
+
+
+def _text(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1f}"
 
 
 def _secret(results: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from pairvpr_dist.config import load_config
 from pairvpr_dist.distributed import barrier, copy_from_rank_0, rank
 from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.retrieval.city_figures import city_accuracy
 from pairvpr_dist.retrieval.describe import Describer
 from pairvpr_dist.retrieval.evaluate import retrieve
 from pairvpr_dist.retrieval.protocols import Protocol, load_protocol
@@ -26,6 +27,8 @@ from pairvpr_dist.retrieval.results import figures
 from pairvpr_dist.settings import EvalConfig, RecallConfig, Stage2Config, TrainingConfig
 
 RERANKED, DESCRIPTOR = "recall@", "descriptor_recall@"  # with the rank; of the protocol's primary ground truth
+# Where the protocol has cities; by the re-ranked order. "city_accuracy" is what the objective measures on its batches.
+CITY = "city_recall@1"
 WORK = "recall"  # in the stage's folder, while recall is measured
 
 
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
 def measures_recall(config: TrainingConfig) -> bool:
     """Whether validation of this run measures recall."""
     return isinstance(config, Stage2Config) and config.recall.data is not None
+
+
+def recall_names(config: Stage2Config) -> list[str]:
+    """What `measure_recall` measures."""
+    names = [f"{kind}{n}" for kind in (RERANKED, DESCRIPTOR) for n in config.recall.recall_at]
+    return [*names, CITY] if config.recall.protocol == "cities" else names
 
 
 def check_recall(config: Stage2Config) -> None:
@@ -74,11 +83,12 @@ def measure_recall(
     positives = next(iter(protocol.ground_truths.values()))
     found = figures(candidates.rows, candidates.reranked, positives, config.recall.recall_at,
                     protocol.counts_without_positives)  # fmt: skip
-    return {
+    measured = {
         f"{name}{n}": value
         for name, key in ((RERANKED, "reranked_recall"), (DESCRIPTOR, "descriptor_recall"))
         for n, value in found[key].items()
     }
+    return measured | ({CITY: city_accuracy(candidates.reranked, protocol)} if protocol.cities is not None else {})
 
 
 def protocol_of(recall: RecallConfig) -> Protocol:

@@ -22,7 +22,7 @@ from pairvpr_dist.settings import Stage2Config, TrainingConfig
 from pairvpr_dist.training.checkpoint import Progress
 from pairvpr_dist.training.hangs import VALIDATE
 from pairvpr_dist.training.monitor import mean_over_ranks
-from pairvpr_dist.training.recall import DESCRIPTOR, RERANKED, measure_recall, measures_recall
+from pairvpr_dist.training.recall import measure_recall, measures_recall, recall_names
 
 if TYPE_CHECKING:
     from pairvpr_dist.training.engine import Engine
@@ -40,7 +40,7 @@ def measured_names(config: TrainingConfig) -> list[str]:
     """What `validate` measures, by name, for `train.best_metric`."""
     names = list(validated_metrics(config)) if config.data.validation else []
     if isinstance(config, Stage2Config) and measures_recall(config):
-        names += [f"{kind}{n}" for kind in (RERANKED, DESCRIPTOR) for n in config.recall.recall_at]
+        names += recall_names(config)
     return [f"validation/{name}" for name in names]
 
 

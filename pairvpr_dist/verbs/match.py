@@ -74,9 +74,12 @@ def compare(first: Path, second: Path, path: Path, calibrated_by: Path | None) -
     from pairvpr_dist import PairVPR
     from pairvpr_dist.data.augmentation import normalise
     from pairvpr_dist.data.decoding import load_square
+    from pairvpr_dist.models.pair_scorer import require_pair_classifier
     from pairvpr_dist.retrieval.calibration import percent, probability
 
-    model, calibration = PairVPR.from_pretrained(path), _calibration(path, calibrated_by)
+    model = PairVPR.from_pretrained(path)
+    require_pair_classifier(model, f"--model {path}")
+    calibration = _calibration(path, calibrated_by)
     images = torch.stack([load_square(image, model.config.image_size) for image in (first, second)])
     with torch.inference_mode():
         out = model.describe(normalise(images))
@@ -95,6 +98,7 @@ def search(args: argparse.Namespace) -> None:
     from pairvpr_dist import PairVPR
     from pairvpr_dist.config import load_config
     from pairvpr_dist.files import new_folder
+    from pairvpr_dist.models.pair_scorer import require_pair_classifier
     from pairvpr_dist.retrieval.place_index import PlaceIndex
 
     queries = _files(args.queries)
@@ -104,8 +108,10 @@ def search(args: argparse.Namespace) -> None:
     budget = [f"eval.feature_budget_gib={args.feature_budget}"] if args.feature_budget else []
     config = load_config("eval", "vitb", ["eval.model=given", "eval.data=given", *budget]).eval
     with new_folder(args.out) if args.out else nullcontext() as folder:
+        model = PairVPR.from_pretrained(args.model)
+        require_pair_classifier(model, f"--model {args.model}")
         calibration = _calibration(args.model, args.calibration)
-        index = PlaceIndex.open(args.database, PairVPR.from_pretrained(args.model), calibration, config)
+        index = PlaceIndex.open(args.database, model, calibration, config)
         print(f"{len(index):,} images of {args.database}")
         answers = []
         for query, matches in _answers(index, queries, args.top_k):

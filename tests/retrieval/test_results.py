@@ -46,8 +46,8 @@ def test_figures_count_what_reranking_did() -> None:
 
 RESULTS = {
     "model": {}, "protocol": "folder", "queries": 1, "database": 2, "split": "abcdef0123", "top_k": 2,
-    "image_size": 70, "device": "cpu", "seconds_per_query": {"describe": 0.25, "re-rank": 0.5}, "deviation": None, "patience": None,
-    "scored_per_query": 2.0, "ground_truths": {},
+    "image_size": 70, "device": "cpu", "seconds_per_query": {"describe": 0.25, "re-rank": 0.5}, "deviation": None,
+    "patience": None, "scored_per_query": 2.0, "ground_truths": {},
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import new_folder
 from shards.city.places import City, CityPlace, CityView
 from shards.city.settings import Difficulty
-from shards.formats import folder, gldv2, gsv_cities, msls, nordland, pitts, sfxl, tokyo, write
+from shards.formats import cities, folder, gldv2, gsv_cities, msls, nordland, pitts, sfxl, tokyo, write
 from shards.formats.folder import TEST_WORLD
 from shards.formats.names import file_name
 
@@ -37,6 +37,7 @@ FORMATS: dict[str, ModuleType] = {
     "pitts": pitts,
     "tokyo": tokyo,
     "nordland": nordland,
+    "cities": cities,
 }
 LEAST = {
     "places": 1,
@@ -55,11 +56,11 @@ OPTIONS = {  # of the forms
     "places": "places of each city, to train on unless the form is only for tests",
     "views": "images of a place to train on",
     "seed": "names the city",
-    "cities": "cities, gsv-cities only",
-    "test_places": "places of another city to test on, folder and sfxl",
+    "cities": "cities, gsv-cities and cities only",
+    "test_places": "places to test on: of another city, folder and sfxl; of other streets of each city, cities",
     "database_views": "of a test place",
     "query_views": "of a test place, but for sfxl",
-    "size": "pixels, side of a view, folder and the tests of sfxl",
+    "size": "pixels, side of a view, folder, cities and the tests of sfxl",
     "panorama_width": "pixels, sfxl, msls and folder with --panoramas; the height follows",
     "photograph_width": "pixels, the longest of gldv2; the height follows",
 }
@@ -110,6 +111,7 @@ def _parse() -> argparse.Namespace:
         "  python shards/synthetic_city.py --out mine --places 24 --test-places 0 --panoramas --workers 2\n"
         "  python shards/synthetic_city.py --format sfxl --out sf_xl --places 12 --workers 2\n"
         "  python shards/synthetic_city.py --format gsv-cities --out gsv_cities --cities 3\n"
+        "  python shards/synthetic_city.py --format cities --out cities --workers 2\n"
         "  python shards/synthetic_city.py --format gldv2 --out gldv2 --photograph-width 200\n"
         "  python shards/synthetic_city.py --format pitts --out pittsburgh\n"
         "  python shards/synthetic_city.py --format nordland --prepared --out nordland\n"
@@ -156,9 +158,9 @@ def main() -> None:
     start, settings = time.perf_counter(), _settings(args)
     files = write_format(args.out, args.format, args.workers, **settings)
     testing = f" to train on, {settings['test_places']} to test on" if "test_places" in settings else ""
-    cities = f" in each of {settings['cities']} cities" if "cities" in settings else ""
+    each = f" in each of {settings['cities']} cities" if "cities" in settings else ""
     print(
-        f"{args.out}: {settings['places']} places{cities}{testing}, {files:,} photographs "
+        f"{args.out}: {settings['places']} places{testing}{each}, {files:,} photographs "
         f"in {time.perf_counter() - start:.0f} s"
     )
 

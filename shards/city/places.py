@@ -6,7 +6,7 @@ Contract: a `City` is a pure function of its arguments, and every image of (city
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.city import camera, world
+from shards.city.character import character_of
 from shards.city.render import render
 from shards.city.settings import Difficulty
 from shards.city.visit import make_visit
@@ -52,7 +53,8 @@ class City:
     """A city of `places` places with `views` views each: `size` x `size` pixels, or panoramas within a 15 m cell.
 
     The places of one street are `Difficulty.place_spacing` apart, each on one side of the street, so that views of two
-    places are always more than 25 m apart and all views of one place look at its facade.
+    places are always more than 25 m apart and all views of one place look at its facade. `quarter` and `origin` are
+    those of `world.build`; the places of two quarters are different ones.
     """
 
     def __init__(
@@ -63,11 +65,15 @@ class City:
         size: int = 96,
         panoramas: bool = False,
         difficulty: Difficulty | None = None,
+        quarter: int = 0,
+        origin: tuple[float, float] | None = None,
     ) -> None:
-        self.seed, self.size, self.panoramas = seed, size, panoramas
-        self.difficulty = difficulty or Difficulty()
+        self.seed, self.size, self.panoramas, self.quarter = seed, size, panoramas, quarter
+        asked = difficulty or Difficulty()
+        trees = character_of(seed, asked).trees
+        self.difficulty = asked if trees is None else replace(asked, trees=trees)
         self.name = f"synthetic-{seed}"
-        self._atlas, self.streets = world.build(seed, places, self.difficulty)
+        self._atlas, self.streets = world.build(seed, places, asked, quarter, origin)
         self._middles = np.array([street.to_utm(street.length / 2, 0) for street in self.streets])
         self.places = [self._place(index, views) for index in range(places)]
 
@@ -127,7 +133,7 @@ class City:
         return street.number * 1000 + hits.wall, hits.u, hits.t
 
     def _place(self, index: int, views: int) -> CityPlace:
-        rng = np.random.default_rng([self.seed, 4, index])
+        rng = np.random.default_rng([self.seed, 4, index, self.quarter] if self.quarter else [self.seed, 4, index])
         street = self.streets[index // world.PLACES_PER_STREET]
         x = world.MARGIN + (index % world.PLACES_PER_STREET) * self.difficulty.place_spacing
         side = int(rng.choice([-1, 1]))

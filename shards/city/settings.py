@@ -22,6 +22,7 @@ class Difficulty:
 
     styles: int = 90  # facade designs in the pool of one city
     style_seed: int | None = None  # names the pool; none: each city has designs of its own
+    character: float = 0.0  # how much a city differs from others: 0 builds with everything, 1 with little
     place_spacing: float = 36.0  # between two places along a street; minus twice `along` it exceeds 25 m
     along: float = 3.0  # cameras stand up to this far from the place, to either side along the street
     nearest: float = 9.0  # smallest distance from camera to facade

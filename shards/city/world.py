@@ -1,8 +1,9 @@
 """The city as it stands: streets of buildings, and the places along them.
 
 Contract: a city is a pure function of its seed, its number of places and the `Difficulty`; nothing in it depends on a
-visit. Each street lies in a square of its own and bends gently; its frame has x along the street and y to the right of
-it, both in metres, and maps onto the UTM grid by a turn and a shift.
+visit. A quarter other than 0 is another part of the same city: the same designs and signs, other streets, whatever the
+number of places of other quarters. Each street lies in a square of its own and bends gently; its frame has x along the
+street and y to the right of it, both in metres, and maps onto the UTM grid by a turn and a shift.
 """
 
 from __future__ import annotations
@@ -12,34 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.city import textures
+from shards.city.designs import Designs, draw_designs
 from shards.city.settings import Difficulty
 from shards.city.sprites import SPRITES
-from shards.city.textures import TILE, WALL_COLOURS, Atlas, Channel, Floats, Painting
+from shards.city.textures import TILE, Atlas, Channel, Floats
 
 HALF_WIDTH = 11.0  # metres from the middle of the street to the facades
 KERB = 7.0  # metres from the middle to the kerb
 SQUARE = 700.0  # metres, side of the square that a street has for itself
 SQUARES = 16  # squares side by side, from west to east
+QUARTER = (SQUARES + 1) * SQUARE  # metres that a quarter lies east of the one before it
 PLACES_PER_STREET = 12
 MARGIN = 30.0  # metres of street before the first and after the last place
 ROWS, BAYS = 10, 8  # bounds of a building: sign and cornice count as rows
 STEP = 0.04  # metres, resolution of the table that maps height to row and texel
-SIGNS = 160  # distinct bays of lettering in a city
-
-
-@dataclass(frozen=True)
-class Style:
-    """One facade design. `windows`, `grounds` and `cornice` are tiles of the atlas."""
-
-    windows: tuple[int, int]
-    grounds: tuple[int, int, int, int]  # shop, door, small window, garage
-    cornice: int
-    palette: Floats  # (8, 3)
-    bay: float  # metres
-    storey: float
-    ground: float
-    rhythm: int  # every so many bays the other window
 
 
 @dataclass(frozen=True)
@@ -92,52 +79,24 @@ class Street:
         return self.to_utm(x, float(self.middle(np.asarray(x))) + aside)
 
 
-def build(seed: int, places: int, difficulty: Difficulty) -> tuple[Atlas, list[Street]]:
-    """The streets of a city and the atlas of their tiles."""
+def build(
+    seed: int, places: int, difficulty: Difficulty, quarter: int = 0, origin: tuple[float, float] | None = None
+) -> tuple[Atlas, list[Street]]:
+    """The streets of a quarter of a city and the atlas of their tiles.
+
+    `origin`: UTM metres of the south-western corner of quarter 0; none: drawn.
+    """
     rng = np.random.default_rng([seed, 1])
-    designer = np.random.default_rng([seed if difficulty.style_seed is None else difficulty.style_seed, 5])
-    paintings: list[Painting] = [sprite() for sprite in SPRITES]
-    paintings.append(textures.hedge())
-    signs = _extend(paintings, [textures.sign(designer) for _ in range(SIGNS)])
-    banners = _extend(paintings, [textures.banner(designer) for _ in range(SIGNS // 2)])
-    styles = [_style(designer, paintings) for _ in range(difficulty.styles)]
-    origin = np.array([rng.integers(300, 700), rng.integers(5_400, 6_000)]) * 1000.0
+    drawn = np.array([rng.integers(300, 700), rng.integers(5_400, 6_000)]) * 1000.0
+    first = (drawn if origin is None else np.array(origin)) + (quarter * QUARTER, 0)
+    if quarter:
+        rng = np.random.default_rng([seed, 1, quarter])
+    designs = draw_designs(seed, difficulty)
     streets = []
     for number in range(-(-places // PLACES_PER_STREET)):
-        corner = origin + SQUARE * np.array([number % SQUARES, number // SQUARES])
-        streets.append(_street(rng, number, corner, styles, signs, banners, difficulty.place_spacing))
-    return Atlas(paintings), streets
-
-
-def _extend(paintings: list[Painting], new: list[Painting]) -> list[int]:
-    paintings.extend(new)
-    return list(range(len(paintings) - len(new), len(paintings)))
-
-
-def _style(rng: np.random.Generator, paintings: list[Painting]) -> Style:
-    material = int(rng.integers(5))
-    windows = _extend(paintings, textures.window(rng, material))
-    grounds = _extend(paintings, textures.ground_floor(rng, material))
-    top = _extend(paintings, [textures.cornice(rng)])
-    base = np.clip(WALL_COLOURS[rng.integers(len(WALL_COLOURS))] + rng.normal(0, 0.04, 3), 0.05, 0.98)
-    palette = np.empty((8, 3), np.float32)
-    palette[Channel.WALL] = base
-    second = base * rng.uniform(0.65, 0.9) if rng.random() < 0.7 else WALL_COLOURS[rng.integers(len(WALL_COLOURS))]
-    palette[Channel.WALL2] = second if material == 4 else 0.7 * base + 0.3 * second
-    palette[Channel.TRIM] = np.clip(rng.choice([0.92, 0.8, 0.3, 0.15]) + rng.normal(0, 0.04, 3), 0, 1)
-    palette[Channel.GLASS] = rng.uniform(0.12, 0.35) * np.array([0.9, 1.0, 1.15])
-    palette[Channel.DOOR] = rng.uniform(0.1, 0.6, 3)
-    palette[Channel.ROOF] = rng.uniform(0.2, 0.45) * np.array([1.1, 0.95, 0.9])
-    return Style(
-        windows=(windows[0], windows[1]),
-        grounds=(grounds[0], grounds[1], grounds[2], grounds[3]),
-        cornice=top[0],
-        palette=palette,
-        bay=rng.uniform(2.2, 4.2),
-        storey=rng.uniform(2.7, 3.6),
-        ground=rng.uniform(2.8, 3.6),
-        rhythm=int(rng.integers(2, 5)),
-    )
+        corner = first + SQUARE * np.array([number % SQUARES, number // SQUARES])
+        streets.append(_street(rng, number, corner, designs, difficulty.place_spacing))
+    return Atlas(designs.paintings), streets
 
 
 @dataclass(frozen=True)
@@ -150,18 +109,18 @@ class _Building:
     palette: Floats
 
 
-def _building(rng: np.random.Generator, styles: list[Style], signs: list[int], banners: list[int]) -> _Building:
-    style = styles[rng.integers(len(styles))]
-    bays, storeys = int(rng.integers(2, 6)), int(rng.integers(1, 6))
+def _building(rng: np.random.Generator, designs: Designs) -> _Building:
+    style, signs, usual = designs.styles[rng.integers(len(designs.styles))], designs.signs, designs.character
+    bays, storeys = int(rng.integers(2, 6)), int(rng.integers(*usual.storeys))
     palette = style.palette.copy()
     palette[Channel.SIGN], palette[Channel.GLYPH] = _sign_colours(rng)
     tiles = np.zeros((ROWS, BAYS), np.int32)
-    if rng.random() < 0.06:  # a gap between houses: garden wall and hedge
+    if rng.random() < usual.gaps:  # a gap between houses: garden wall and hedge
         tiles[:] = len(SPRITES)
         palette[Channel.ROOF] = 0.2, 0.36, 0.16
         return _Building(bays * style.bay, style.bay, 2.4, np.array([0, 2.4]), tiles, palette)
     top = storeys + 2
-    shop = rng.random() < 0.65
+    shop = rng.random() < usual.shops
     tiles[0] = style.grounds[0] if shop else rng.choice(style.grounds[1:], BAYS)
     tiles[0, rng.integers(bays)] = style.grounds[1]
     tiles[1] = style.windows[0] if not shop else signs[rng.integers(len(signs))]
@@ -170,7 +129,7 @@ def _building(rng: np.random.Generator, styles: list[Style], signs: list[int], b
         tiles[1] = np.where(np.arange(BAYS) >= first // 2, words, style.cornice)
     tiles[2:top] = np.where((np.arange(BAYS) + 1) % style.rhythm == 0, style.windows[1], style.windows[0])
     if rng.random() < 0.4:
-        tiles[rng.integers(2, top), rng.integers(bays)] = rng.choice(banners)
+        tiles[rng.integers(2, top), rng.integers(bays)] = rng.choice(designs.banners)
     tiles[top] = style.cornice
     band = 1.3 if shop else 0.0
     edges = np.cumsum([0, style.ground, band, *[style.storey] * storeys, 0.8])
@@ -183,15 +142,7 @@ def _sign_colours(rng: np.random.Generator) -> tuple[NDArray, NDArray]:
     return (vivid, plain) if rng.random() < 0.6 else (plain, vivid)
 
 
-def _street(
-    rng: np.random.Generator,
-    number: int,
-    corner: NDArray,
-    styles: list[Style],
-    signs: list[int],
-    banners: list[int],
-    spacing: float,
-) -> Street:
+def _street(rng: np.random.Generator, number: int, corner: NDArray, designs: Designs, spacing: float) -> Street:
     heading = rng.uniform(0, 360)
     length = spacing * (PLACES_PER_STREET - 1) + 2 * MARGIN
     bend = (rng.uniform(2, 6), rng.uniform(0.008, 0.014), rng.uniform(0, 2 * np.pi))
@@ -203,12 +154,12 @@ def _street(
     for side in (1, -1):
         x = -5.0
         while x < length + 5:
-            buildings.append(_building(rng, styles, signs, banners))
+            buildings.append(_building(rng, designs))
             ends = np.array([x, x := x + buildings[-1].width])
             points = np.stack([ends, bend[0] * np.sin(bend[1] * ends + bend[2]) + side * HALF_WIDTH], axis=1)
             corners.append(points[::-side])
     for x, reach in ((-5.0, 2 * HALF_WIDTH), (length + 5, -2 * HALF_WIDTH)):  # the houses that close the street
-        buildings.append(_building(rng, styles, signs, banners))
+        buildings.append(_building(rng, designs))
         corners.append(np.array([[x, reach], [x, -reach]]))
     tint = np.float32(rng.uniform(0.85, 1.1)) * rng.normal(1, 0.03, 3).astype(np.float32)
     return Street(
@@ -219,7 +170,7 @@ def _street(
         heading,
         length,
         bend,
-        tint,
+        tint * designs.character.stone,
         _walls(buildings, corners),
     )
 

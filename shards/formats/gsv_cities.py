@@ -24,15 +24,20 @@ def plan(places: int, views: int, seed: int, cities: int, photograph_width: int)
     worlds = [City(seed + number, places, views) for number in range(cities)]
     tree = Tree(worlds, [], "420")
     for number, (name, city) in enumerate(zip(NAMES, worlds, strict=False)):
-        lines: list[Sequence[object]] = [COLUMNS]
-        for place_id, place in enumerate(city.places):
-            for i, drawn in enumerate(place.views):
-                view = replace(drawn, width=photograph_width, height=photograph_width * 3 // 4)
-                line = _line(name, place_id, i, view)
-                lines.append(line)
-                tree.shots.append(Shot(f"Images/{name}/{file_of(line)}", number, view))
-        tree.tables[f"Dataframes/{name}.csv"] = lines
+        add_city(tree, number, name, city, photograph_width, photograph_width * 3 // 4)
     return tree
+
+
+def add_city(tree: Tree, number: int, name: str, city: City, width: int, height: int, below: str = "") -> None:
+    """The csv and the photographs of a city, row `number` of the tree's, in the folder `below` (ends in /)."""
+    lines: list[Sequence[object]] = [COLUMNS]
+    for place_id, place in enumerate(city.places):
+        for i, drawn in enumerate(place.views):
+            view = replace(drawn, width=width, height=height)
+            line = _line(name, place_id, i, view)
+            lines.append(line)
+            tree.shots.append(Shot(f"{below}Images/{name}/{file_of(line)}", number, view))
+    tree.tables[f"{below}Dataframes/{name}.csv"] = lines
 
 
 def file_of(line: Sequence[object]) -> str:

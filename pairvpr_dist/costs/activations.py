@@ -2,36 +2,37 @@
 
 Contract: read off a step without data (fake tensors: shapes, the kernels' own choice of what they keep, no memory), by
 counting the storages that are alive, so that one method holds for every way to run blocks. Depth costs nothing: a step
-is taken with one block of each kind, and with one more, since everything is linear in the number of blocks. What
-compiled blocks keep is read off a cut into forward and backward like torch.compile's (AOTAutograd, its min-cut
-partitioner, inductor's decompositions); beside it they are taken to need what plain ones need, since kernels that
-inductor has fused need less than the same operations one by one. Left out: what kernels need while they run, and what
-the allocator cannot use. Fake tensors are of the CPU, whose attention keeps what that of a GPU keeps.
+is taken with one block of each kind, and with one more, since everything is linear in the number of blocks; SUP-VPR's
+encoder keeps as many as features are taken of. What compiled blocks keep is said by partitioned.py; beside it they are
+taken to need what plain ones need, since kernels that inductor has fused need less than the same operations one by one.
+Left out: what losses keep, what kernels need while they run, and what the allocator cannot use. Fake tensors are of the
+CPU, whose attention keeps what that of a GPU keeps.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
+from math import ceil
 from typing import Any
 
 import torch
-from functorch.compile import aot_function, min_cut_rematerialization_partition
-from torch import Tensor, fx, nn
-from torch._inductor.decomposition import select_decomp_table
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import stateless
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pairvpr_dist.costs.layers import hidden_patches
+from pairvpr_dist.costs.compilation import compiled_on
+from pairvpr_dist.costs.layers import built, hidden_patches
+from pairvpr_dist.costs.partitioned import Partitioned
 from pairvpr_dist.models.blocks import BlockRunner, recomputed
-from pairvpr_dist.models.encoder import preset
-from pairvpr_dist.models.pair_vpr import PairVPR
+from pairvpr_dist.models.encoder import preset, spaced_depths
+from pairvpr_dist.models.pair_vpr import PairVPR, unit_length
 from pairvpr_dist.models.patches import normalised, patchify, take_rows
-from pairvpr_dist.settings import PATCH, ModelConfig, Stage1Config, TrainingConfig
+from pairvpr_dist.settings import PATCH, ModelConfig, Stage1Config, SupVPRConfig, TrainingConfig
 
 FEW, MORE = 2, 4  # places of the steps that are compared
 IN_CHUNKS = 2  # chunks of a step that is taken, where `objective.chunks` says any number above 1
@@ -53,6 +54,7 @@ class _Passes:
     images: int  # of a place
     hidden: int | None  # patches, in stage 1
     drop: bool
+    negatives: int | None  # images of other cities that one looks at, in SUP-VPR
     chunks: int  # in stage 2: 1, or IN_CHUNKS for any more
     checkpointing: str
     compiled: bool
@@ -65,14 +67,14 @@ def bytes_of_place(config: TrainingConfig, bf16: bool) -> PlaceBytes:
     `train.compile=auto` is taken as on a GPU where `bf16`, else as on a CPU. A compiled block keeps what checkpointing
     says, so compilation changes something only without it.
     """
-    auto = bf16 and config.train.zero_stage < 3
-    compiled = {"auto": auto, "none": False}.get(config.train.compile, True)
+    compiled = compiled_on(config, gpu=bf16) != "none"
     chunks = 1 if isinstance(config, Stage1Config) else config.objective.chunks
     passes = _Passes(
         model=astuple(config.model),
         images=config.data.images_per_place,
         hidden=hidden_patches(config) if isinstance(config, Stage1Config) else None,
         drop=isinstance(config, Stage1Config) and config.objective.drop_hidden,
+        negatives=config.objective.negatives if isinstance(config, SupVPRConfig) else None,
         chunks=min(chunks, IN_CHUNKS),
         checkpointing=config.train.checkpointing,
         compiled=False,
@@ -80,67 +82,91 @@ def bytes_of_place(config: TrainingConfig, bf16: bool) -> PlaceBytes:
     )
     plain = _of_place(passes)
     kept = _of_place(replace(passes, compiled=True)).kept if compiled and passes.checkpointing == "none" else plain.kept
-    return PlaceBytes(kept, plain.working * passes.chunks / chunks)  # of one chunk at a time
+    return PlaceBytes(kept, plain.working * passes.chunks * _largest_chunk(config, chunks))
+
+
+def _largest_chunk(config: TrainingConfig, chunks: int) -> float:
+    """Share of a rank's images that is in the largest of its chunks."""
+    images = config.data.places_per_batch * config.data.images_per_place / config.launch.processes
+    return ceil(images / chunks) / images
 
 
 @cache
 def _of_place(passes: _Passes) -> PlaceBytes:
-    """Bytes of a place at the model's depth, by those of one and of two blocks of each kind."""
+    """Bytes of a place at the model's depth, by those of the least depth and of one block more of each kind."""
     model, mode = ModelConfig(*passes.model), FakeTensorMode(allow_non_fake_inputs=True)
-    runner = (_Partitioned if passes.compiled else BlockRunner)(passes.checkpointing)
+    runner = (Partitioned if passes.compiled else BlockRunner)(passes.checkpointing)
 
     def slopes(depths: tuple[int, int]) -> list[float]:
         few, more = (_step(passes, depths, places, mode, runner) for places in (FEW, MORE))
         return [(m - f) / (MORE - FEW) for f, m in zip(few, more, strict=True)]
 
-    depths = preset(model.encoder).depth - model.frozen_blocks, model.decoder_depth
-    start = min(depths[0], 1), 1
-    one = slopes(start)
-    found = list(one)
+    depths = preset(model.encoder).depth - model.frozen_blocks, model.city_blocks or model.decoder_depth
+    start = _trained_depths(model), 1
+    least = slopes(start)
+    found = list(least)
     for i, depth in enumerate(depths):
-        if depth > 1:
+        if depth > start[i]:
             more = slopes((start[0] + (i == 0), start[1] + (i == 1)))
-            found = [f + (depth - 1) * (m - o) for f, m, o in zip(found, more, one, strict=True)]
+            found = [f + (depth - start[i]) * (m - o) for f, m, o in zip(found, more, least, strict=True)]
     kept, *worst = found
     return PlaceBytes(kept, max(0.0, max(worst) - kept))
 
 
+def _trained_depths(model: ModelConfig) -> int:
+    """How many of the depths whose features are taken, the last one at least, come after trained blocks."""
+    depths = spaced_depths(preset(model.encoder).depth, model.fused_depths or 1)
+    return sum(depth > model.frozen_blocks for depth in depths)
+
+
 def _step(
     passes: _Passes, depths: tuple[int, int], places: int, mode: FakeTensorMode, runner: BlockRunner
-) -> tuple[int, int, int]:
-    """Bytes of a step of so many places, with `depths` trained blocks of encoder and decoder.
+) -> list[int]:
+    """Bytes of a step of so many places, with `depths` trained blocks of encoder and of decoder or between cities.
 
-    Returns those that are kept, the most until the decoder's backward pass ends, and the most of the encoder's.
+    Returns those that are kept, and the most of each phase of the step: the first one ends in the backward pass of
+    what comes after the encoder, the last one with the step. SUP-VPR's encoder has a phase for each of its passes.
     """
-    with torch.device("meta"):
-        model = PairVPR(ModelConfig(*passes.model))
+    model = deepcopy(built(*passes.model))
     _shorten(model, *depths)
     model.to(torch.bfloat16 if passes.bf16 else torch.float32)
-    model.encoder.run_block = model.decoder.run_block = runner
+    model.encoder.run_block = runner
+    if not model.config.city_blocks:
+        model.decoder.run_block = runner
     with mode:
         model.to_empty(device="cpu")  # of no memory either; the kernels of no device keep other things
         for parameter in model.parameters():
             if parameter.requires_grad:  # gradients of weights are not of a place
                 parameter.register_post_accumulate_grad_hook(_forget)
         with _Alive() as alive:
-            decoded: list[int] = []
+            most: list[int] = []
 
-            def watch(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
-                inputs[0].register_hook(lambda gradient: decoded.append(alive.start_anew()))
+            def watch(tensor: Tensor) -> None:
+                tensor.register_hook(lambda gradient: most.append(alive.start_anew()))
 
-            model.decoder.register_forward_pre_hook(watch)
-            loss = _forward(passes, model, places)
+            if passes.negatives is None:
+                model.decoder.register_forward_pre_hook(lambda _, inputs: watch(inputs[0]))
+                loss = _forward(passes, model, places)
+            else:
+                loss = _forward_supvpr(passes, model, places, passes.negatives, watch)
             kept = alive.now
             loss.backward()
-            return kept, decoded[0], alive.start_anew()
+            phases = most[:1] if passes.negatives is None else most
+            return [kept, *phases, alive.start_anew()]
 
 
-def _shorten(model: PairVPR, encoder: int, decoder: int) -> None:
-    """Leave one frozen block, where there are any, and so many trained ones."""
-    vit, frozen = model.encoder.vit, min(model.encoder.frozen_blocks, 1)
-    vit.blocks = nn.Sequential(*vit.blocks[:frozen], *vit.blocks[model.encoder.frozen_blocks :][:encoder])
+def _shorten(model: PairVPR, encoder: int, others: int) -> None:
+    """Leave so many trained blocks, and as few frozen ones as there can be: one, or more whose features are taken."""
+    vit, config = model.encoder.vit, model.config
+    untrained = (config.fused_depths or 1) - _trained_depths(config)
+    frozen = max(untrained, min(config.frozen_blocks, 1))
+    vit.blocks = nn.Sequential(*vit.blocks[:frozen], *vit.blocks[config.frozen_blocks :][:encoder])
     model.encoder.frozen_blocks = frozen
-    model.decoder.blocks = model.decoder.blocks[:decoder]
+    if config.city_blocks:
+        attention = model.city_head.attention
+        attention.norms, attention.blocks = attention.norms[:others], attention.blocks[:others]
+    else:
+        model.decoder.blocks = model.decoder.blocks[:others]
 
 
 def _forward(passes: _Passes, model: PairVPR, places: int) -> Tensor:
@@ -164,6 +190,23 @@ def _forward(passes: _Passes, model: PairVPR, places: int) -> Tensor:
     run = score if passes.chunks == 1 else partial(recomputed, score)
     scores = torch.cat([run(dense, dense, rows) for rows in anchors.chunk(passes.chunks)])
     return nn.functional.softplus(scores).mean() + descriptors.square().mean()
+
+
+def _forward_supvpr(
+    passes: _Passes, model: PairVPR, places: int, negatives: int, watch: Callable[[Tensor], None]
+) -> Tensor:
+    """The same of SUP-VPR; `watch` is told of what the encoder's passes end in, where their backward passes begin."""
+    size, again = model.config.image_size, passes.chunks > 1
+    distorted, plain = (torch.zeros(places * passes.images, 3, size, size) for _ in range(2))
+    described = [model.describe(part, recompute=again).descriptors for part in distorted.chunk(passes.chunks)]
+    descriptors = torch.cat(described)
+    embeddings = torch.cat([model.embed(part, recompute=again) for part in plain.chunk(passes.chunks)])
+    watch(descriptors)
+    watch(embeddings)
+    rows = torch.arange(len(embeddings))[:, None].expand(-1, 1 + negatives)
+    asked = model.among_cities(embeddings, embeddings[rows], torch.ones(rows.shape, dtype=torch.bool))
+    logits = torch.einsum("ac,akc->ak", asked, unit_length(embeddings)[rows])
+    return logits.square().mean() + descriptors.square().mean()
 
 
 def _forget(parameter: Tensor) -> None:
@@ -202,45 +245,3 @@ class _Alive(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, gone)
         self.now += size
         self._most = max(self._most, self.now)
-
-
-def _interpreted(graph: fx.GraphModule, inputs: Sequence[object]) -> Callable[[list[object]], Any]:
-    """A compiler that runs the graph op by op, and lets go of arguments and results where they were used last."""
-
-    def run(arguments: list[object]) -> Any:
-        return fx.Interpreter(graph).boxed_run(arguments)
-
-    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd then gives up its hold on the arguments
-    return run
-
-
-class _Partitioned(BlockRunner):
-    """Runs blocks cut into forward and backward as torch.compile cuts them; blocks of one kind share the cut."""
-
-    def __init__(self, checkpointing: str) -> None:
-        super().__init__(checkpointing)
-        self._cuts: dict[tuple[object, ...], Callable[..., Tensor]] = {}
-
-    def __call__(self, block: nn.Module, *tokens: Tensor) -> Tensor:
-        """`block(*tokens)`."""
-        if not torch.is_grad_enabled():  # frozen: nothing is kept
-            return super().__call__(block, *tokens)
-        kind = type(block), *((t.shape, t.requires_grad) for t in tokens)
-        if kind not in self._cuts:
-            self._cuts[kind] = self._cut(block)
-        return self._cuts[kind](tuple(block.parameters()), *tokens)
-
-    def _cut(self, block: nn.Module) -> Callable[..., Tensor]:
-        names, run = [name for name, _ in block.named_parameters()], super().__call__
-
-        def function(weights: tuple[Tensor, ...], *tokens: Tensor) -> Tensor:
-            with stateless._reparametrize_module(block, dict(zip(names, weights, strict=True))):
-                return run(block, *tokens)
-
-        cut: Callable[..., Tensor] = aot_function(
-            function,
-            fw_compiler=_interpreted,
-            partition_fn=min_cut_rematerialization_partition,
-            decompositions=select_decomp_table(),
-        )
-        return cut

@@ -3,7 +3,8 @@
 Contract: only matrix products count (linear layers, the patch embedding, attention), a multiplication and an addition
 as two operations; losses are left out, they are below a thousandth. A frozen layer runs forward only. A trained one
 costs its forward pass twice more, for the gradients of its input and of its weights, and the patch embedding once
-more, since images need no gradient. The norms after the last blocks are layers of no operations.
+more, since images need no gradient. The norms after the last blocks are layers of no operations. Blocks that training
+compiles and checkpoints, and no others, have `.blocks.` in their names.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import torch
 
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.models.pair_vpr import PairVPR
-from pairvpr_dist.settings import PATCH, ModelConfig, Stage1Config, Stage2Config, TrainingConfig
+from pairvpr_dist.settings import PATCH, ModelConfig, Stage1Config, Stage2Config, SupVPRConfig, TrainingConfig
 
 PREFIX = 5  # tokens of the encoder beside the patches: class token and four registers
 PIXELS = 3 * PATCH * PATCH  # numbers of a patch
-LAYER = re.compile(r"(?:encoder|decoder)\.(?:blocks\.\d+|norm)|\w+_head")  # every other parameter is of an embedding
+# Every other parameter is of an embedding.
+LAYER = re.compile(r"(?:encoder|decoder)\.(?:blocks\.\d+|norm)|city_head\.(?:fusion|embed|attention\.\d+)|\w+_head")
+VIEWS = 2  # of an image that SUP-VPR encodes: distorted for its descriptor, and as it is
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,33 @@ class Layer:
     `objective.chunks` lets the backward pass compute activations again; it is no work of the model.
     """
 
-    name: str  # encoder.embed, encoder.blocks.0, decoder.embed, decoder.blocks.0, pixel_head, ...
+    name: str  # encoder.embed, encoder.blocks.0, decoder.embed, decoder.blocks.0, pixel_head, city_head.fusion, ...
     parameters: int  # numbers
     trained: bool
     forward: float
     backward: float  # of the gradients alone; 0 where it is frozen
     recomputed: float
+    runs: int = 1  # of a forward pass, over parts of the batch or over views: its weights are read so often
 
 
 def layers(config: TrainingConfig) -> list[Layer]:
     """The layers of a stage. Parameters that it does not use (the other stage's heads) are in none of them."""
     numbers = _numbers(*astuple(config.model))
-    once = _stage1(config) if isinstance(config, Stage1Config) else _stage2(config)
-    whole = [replace(layer, parameters=numbers[layer.name]) for layer in once]
-    return [replace(layer, recomputed=_recomputed(config, layer)) for layer in whole]
+    if isinstance(config, Stage1Config):
+        found = _stage1(config)
+    else:
+        found = _supvpr(config) if isinstance(config, SupVPRConfig) else _stage2(config)
+    return [
+        replace(layer, parameters=numbers[layer.name], recomputed=_recomputed(config, layer), runs=_runs(config, layer))
+        for layer in found
+    ]
+
+
+@cache
+def built(*model: object) -> PairVPR:
+    """The model of this `ModelConfig`, as a tuple, without memory: to be looked at or copied, not to be changed."""
+    with torch.device("meta"):
+        return PairVPR(ModelConfig(*model))  # type: ignore[arg-type]
 
 
 def patches_per_image(model: ModelConfig) -> int:
@@ -99,6 +115,12 @@ def pair_head_flops(model: ModelConfig) -> float:
     return product(1, model.pair_hidden_dim * (model.decoder_dim + 1))
 
 
+def city_block_flops(model: ModelConfig, context: int) -> float:
+    """One of SUP-VPR's cross-attentions of one image to `context` others."""
+    width = preset(model.encoder).dim
+    return product(1 + context, 2 * width**2) + attention(1, context, width)  # queries, output; keys, values
+
+
 def product(tokens: int, weights: int) -> float:
     """`tokens` vectors, each with all of `weights` numbers of matrices."""
     return 2.0 * tokens * weights
@@ -129,6 +151,18 @@ def _stage2(config: Stage2Config) -> Iterator[Layer]:
     yield _trained("pair_head", 2 * images * pair_head_flops(model))
 
 
+def _supvpr(config: SupVPRConfig) -> Iterator[Layer]:
+    """All images in both views through the encoder; then each attends to its counterpart and to other cities."""
+    model, images = config.model, config.data.images_per_place
+    block = images * encoder_block_flops(model, patches_per_image(model))
+    yield from _encoder(model, VIEWS * images * embedding_flops(model), VIEWS * block)
+    yield _trained("city_head.fusion", images * descriptor_head_flops(model))
+    yield _trained("city_head.embed", images * product(1, preset(model.encoder).dim ** 2))
+    for i in range(model.city_blocks):
+        attended = city_block_flops(model, 1 + config.objective.negatives)
+        yield _trained(f"city_head.attention.{i}", images * attended)
+
+
 def _encoder(model: ModelConfig, embedding: float, block: float) -> Iterator[Layer]:
     frozen = model.frozen_blocks
     yield Layer("encoder.embed", 0, not frozen, embedding, 0.0 if frozen else embedding, 0.0)
@@ -157,7 +191,7 @@ def _recomputed(config: TrainingConfig, layer: Layer) -> float:
     """
     if isinstance(config, Stage2Config) and config.objective.chunks > 1:  # all that is trained, but for the ends
         again = layer.trained and layer.name not in ("encoder.embed", "descriptor_head")
-        return layer.forward if again else 0.0
+        return layer.forward if again and not layer.name.startswith("city_head") else 0.0
     if config.train.checkpointing != "full" or not layer.trained or ".blocks." not in layer.name:
         return 0.0
     return layer.forward - (_last_products(config) if layer.name.startswith("decoder") else 0.0)
@@ -169,13 +203,26 @@ def _last_products(config: TrainingConfig) -> float:
     return pairs * product(patches_per_image(config.model) + class_token, 4 * config.model.decoder_dim**2)
 
 
+def _runs(config: TrainingConfig, layer: Layer) -> int:
+    """How often a layer runs in a forward pass; all cities are told apart at once."""
+    if isinstance(config, Stage1Config) or layer.name.startswith("city_head.attention"):
+        return 1
+    views = VIEWS if isinstance(config, SupVPRConfig) and layer.name.startswith("encoder") else 1
+    return views * config.objective.chunks
+
+
 @cache
 def _numbers(*model: object) -> Counter[str]:
     """Parameters of every layer of a model of this `ModelConfig`, by the layer's name."""
-    with torch.device("meta"):
-        built = PairVPR(ModelConfig(*model))  # type: ignore[arg-type]
     numbers: Counter[str] = Counter()
-    for name, parameter in built.named_parameters():
-        known = LAYER.match(name.replace("vit.", ""))
-        numbers[known[0] if known else f"{name.split('.')[0]}.embed"] += parameter.numel()
+    for name, parameter in built(*model).named_parameters():
+        numbers[_layer_of(name)] += parameter.numel()
     return numbers
+
+
+def _layer_of(parameter: str) -> str:
+    """The layer of a parameter of `PairVPR`; the norm of the context is of the first block that looks at it."""
+    name = parameter.replace("vit.", "").replace("attention.context_norm", "attention.0")
+    name = re.sub(r"attention\.(?:norms|blocks)\.", "attention.", name)
+    known = LAYER.match(name)
+    return known[0] if known else f"{name.split('.')[0]}.embed"

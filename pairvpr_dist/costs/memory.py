@@ -8,16 +8,14 @@ use, what NCCL and the driver hold.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import astuple, dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-import torch
-
 from pairvpr_dist.costs.activations import bytes_of_place
-from pairvpr_dist.costs.layers import layers
+from pairvpr_dist.costs.layers import built, layers
 from pairvpr_dist.costs.zero import BUCKET, SMALL, WHOLE, gathered_again
-from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
 from pairvpr_dist.settings import Stage1Config, TrainingConfig
 
@@ -157,8 +155,7 @@ class _Tensors(NamedTuple):
 
 @cache
 def _tensors(of: _Model) -> _Tensors:
-    """Of the model of a stage, which is built without memory."""
-    with torch.device("meta"):
-        model = build_objective(of.config, PairVPR(of.config.model), []).model
+    """Of the model of a stage, without memory."""
+    model = build_objective(of.config, deepcopy(built(*of.model)), []).model
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return _Tensors(sizes, sum(buffer.numel() for buffer in model.buffers()))

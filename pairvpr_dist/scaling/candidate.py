@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf
 
+from pairvpr_dist.costs.compilation import compiled_on
 from pairvpr_dist.costs.hardware import Gpu
 from pairvpr_dist.costs.memory import ProcessMemory, process_memory
 from pairvpr_dist.scaling.assumptions import Assumptions
@@ -139,10 +140,8 @@ class Candidate:
 
 def on_gpu(config: TrainingConfig) -> TrainingConfig:
     """What `auto` comes to on a GPU, said outright: this machine may have none."""
-    train = config.train
-    if train.compile == "auto":  # as deepspeed_config.compiled_blocks decides there
-        train = replace(train, compile="blocks" if train.zero_stage < 3 else "none")
-    return replace(config, train=replace(train, precision="bf16" if train.precision == "auto" else train.precision))
+    precision = "bf16" if config.train.precision == "auto" else config.train.precision
+    return replace(config, train=replace(config.train, compile=compiled_on(config, gpu=True), precision=precision))
 
 
 def uses_bf16(config: TrainingConfig) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 
+from pairvpr_dist.costs.compilation import compiled_on
 from pairvpr_dist.costs.flops import training_flops_per_place
 from pairvpr_dist.costs.hardware import Gpu
 from pairvpr_dist.costs.layers import Layer, layers
@@ -21,7 +22,7 @@ from pairvpr_dist.costs.zero import gathered_again
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.scaling.network import Network
 from pairvpr_dist.scaling.timeline import Work, timeline
-from pairvpr_dist.settings import Stage2Config, TrainingConfig
+from pairvpr_dist.settings import TrainingConfig
 
 COMPUTE, MEMORY, LINK, NETWORK, LAUNCH = "compute", "memory", "link", "network", "launch"
 FASTER = 1.05  # so much better is what is tried, to find out what binds
@@ -101,13 +102,6 @@ def expected_slowest(ranks: int) -> float:
     return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
-def compiles(config: TrainingConfig) -> str:
-    """What `train.compile` comes to on a GPU, as `compiled_blocks` of training decides there."""
-    if config.train.compile != "auto":
-        return config.train.compile
-    return "blocks" if config.train.zero_stage < 3 else "none"
-
-
 def _faster_launches(given: StepAssumptions) -> StepAssumptions:
     names = ("kernel_seconds", "launch_seconds", "graph_launch_seconds")
     return replace(given, **{name: getattr(given, name) / FASTER for name in names})
@@ -128,7 +122,7 @@ ALONE = _Sent(0.0, 0.0, 0.0, 0.0)
 
 def _way(exchange: Exchange, zero_stage: int) -> str:
     """The field of `_Sent` to which a message belongs. ZeRO-0 reduces gradients when the backward pass is over."""
-    if exchange.phase == "update" or exchange.kind == "all_to_all" or zero_stage == 0:
+    if exchange.blocking or exchange.phase == "update" or zero_stage == 0:
         return "blocking"
     if exchange.kind == "all_gather" and zero_stage == 3:
         return f"gather_{exchange.phase}"
@@ -231,15 +225,14 @@ class _Step:
         if not layer.forward:
             return 0.0
         places = config.data.places_per_batch / config.launch.processes / config.train.accumulate
-        compiled = compiles(config) if ".blocks." in layer.name else "none"
+        compiled = compiled_on(config, gpu=True) if ".blocks." in layer.name else "none"
         width, number = self._width(layer), 2 if self.bf16 else 4
         tokens = layer.forward / (2 * layer.parameters)  # that pass its weights; attention makes it a few too many
         moved = places * tokens * width * number * vectors * (given.compiled_vectors if compiled != "none" else 1)
-        kernels = passes * given.kernels * (given.compiled_kernels if compiled != "none" else 1)
-        kernels *= config.objective.chunks if isinstance(config, Stage2Config) else 1
+        kernels = passes * layer.runs * given.kernels * (given.compiled_kernels if compiled != "none" else 1)
         products = max(
             places * flops / (self.gpu.flops * self.gpu.efficiency),
-            passes * layer.parameters * number / self._memory_rate,
+            passes * layer.runs * layer.parameters * number / self._memory_rate,
         )
         launch = given.graph_launch_seconds if compiled == "graphs" else given.launch_seconds
         return max(products + moved / self._memory_rate + kernels * given.kernel_seconds, kernels * launch)

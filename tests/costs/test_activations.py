@@ -22,6 +22,7 @@ NOWHERE = Path("nowhere")
 FEW, MORE = 8, 16  # places
 SLOW = pytest.mark.slow
 LOSSES = 10_000  # bytes of a place: what losses keep, which is left out
+SUPVPR = ["objective=supvpr", "model.descriptor_dim=128"]  # of which its loss keeps two more for each image
 WAYS = [
     pytest.param("stage1", [], marks=SLOW),
     pytest.param("stage1", ["model.frozen_blocks=2"]),
@@ -32,12 +33,19 @@ WAYS = [
     pytest.param("stage2", ["train.checkpointing=full"], marks=SLOW),
     pytest.param("stage2", ["objective.chunks=4"]),
     pytest.param("stage2", ["model.frozen_blocks=2", "objective.chunks=2"], marks=SLOW),
+    pytest.param("stage2", [*SUPVPR, "model.frozen_blocks=2"]),
+    pytest.param("stage2", SUPVPR, marks=SLOW),
+    pytest.param("stage2", [*SUPVPR, "model.frozen_blocks=1", "model.fused_depths=2"], marks=SLOW),
+    pytest.param("stage2", [*SUPVPR, "model.encoder=tiny_l", "model.fused_depths=2"], marks=SLOW),
+    pytest.param("stage2", [*SUPVPR, "train.checkpointing=full"], marks=SLOW),
+    # Few blocks between cities: they are little beside an encoder that is not tiny, and gone by the worst moment.
+    pytest.param("stage2", [*SUPVPR, "objective.chunks=4", "model.city_blocks=2"], marks=SLOW),
 ]
 
 
 @pytest.mark.parametrize(("stage", "changes"), WAYS)
 def test_activations_are_what_a_step_allocates(stage: str, changes: list[str]) -> None:
-    config = small_config(stage, NOWHERE, NOWHERE, ["model.decoder_depth=3", *changes])
+    config = load_config(stage, "tiny", ["data.shards=x", "model.decoder_depth=3", *changes])
     torch.manual_seed(0)
     objective = build_objective(config, PairVPR(config.model), [])
     objective.model.run_blocks(config.train.checkpointing)
@@ -98,6 +106,17 @@ def test_what_stays_of_activations_in_chunks_is_little() -> None:
     )
     assert parts.kept < 0.1 * whole.kept
     assert parts.kept + parts.working < 0.4 * (whole.kept + whole.working)
+
+
+def test_the_largest_chunk_is_what_counts() -> None:
+    """Of 5 images in 4 chunks two are in the first."""
+    given = ["data.shards=x", "data.places_per_batch=1", "data.images_per_place=5", "data.min_images_per_place=5"]
+    four, five = (
+        bytes_of_place(load_config("stage2", "tiny", [*given, f"objective.chunks={chunks}"]), bf16=False)
+        for chunks in (4, 5)
+    )
+    assert four.kept == five.kept
+    assert four.working == pytest.approx(2 * five.working)
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from pairvpr_dist.models.blocks import recomputed
 from pairvpr_dist.models.pair_scorer import PairScorer
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.objectives import build_objective
-from pairvpr_dist.settings import Stage1Config, TrainingConfig
+from pairvpr_dist.settings import Stage1Config, SupVPRConfig, TrainingConfig
 
+SUPVPR = "objective=supvpr"
 SIZES = ("tiny", "vits", "vitb", "vitl", "vitg")
 PLACES = 2
 
@@ -45,6 +46,13 @@ def counted_step(config: TrainingConfig) -> float:
         if isinstance(config, Stage1Config):
             hidden, drop = int(config.objective.mask_ratio * mask.shape[1]), config.objective.drop_hidden
             model.reconstruct_hidden(images[:, 0], mask, images[:, 1], hidden, drop=drop)[0].sum().backward()
+        elif isinstance(config, SupVPRConfig):
+            again = config.objective.chunks > 1
+            descriptors = model.describe(images.flatten(0, 1), recompute=again).descriptors
+            embeddings = model.embed(images.flatten(0, 1), recompute=again)
+            rows = torch.zeros(len(embeddings), 1 + config.objective.negatives, dtype=torch.int64, device="meta")
+            asked = model.among_cities(embeddings, embeddings[rows], rows == 0)
+            (asked.sum() + descriptors.sum()).backward()
         else:
             again = config.objective.chunks > 1
             described = model.describe(images.flatten(0, 1), recompute=again)
@@ -58,18 +66,18 @@ def counted_step(config: TrainingConfig) -> float:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_step_costs_what_torch_counts(stage: str, size: str) -> None:
-    config = config_of(stage, size)
-    compare(
-        f"MFLOP of a place, {stage} {size}", training_flops_per_place(config) / 1e6, counted_step(config) / 1e6, 0.02
-    )
+@pytest.mark.parametrize(("stage", "changes"), [("stage1", []), ("stage2", []), ("stage2", [SUPVPR])])
+def test_a_step_costs_what_torch_counts(stage: str, changes: list[str], size: str) -> None:
+    config = config_of(stage, size, *changes)
+    what = f"MFLOP of a place, {' '.join([stage, size, *changes])}"
+    compare(what, training_flops_per_place(config) / 1e6, counted_step(config) / 1e6, 0.02)
     assert executed_flops_per_place(config) == training_flops_per_place(config)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 3])
-def test_frozen_blocks_run_forward_only(frozen: int) -> None:
-    config = config_of("stage1", "tiny", f"model.frozen_blocks={frozen}")
+@pytest.mark.parametrize(("stage", "changes"), [("stage1", []), ("stage2", [SUPVPR])])
+def test_frozen_blocks_run_forward_only(stage: str, changes: list[str], frozen: int) -> None:
+    config = config_of(stage, "tiny", *changes, f"model.frozen_blocks={frozen}")
     assert training_flops_per_place(config) == pytest.approx(counted_step(config), rel=0.02)
 
 
@@ -82,6 +90,8 @@ def test_frozen_blocks_run_forward_only(frozen: int) -> None:
         ("stage1", ["train.checkpointing=full"]),
         ("stage2", ["train.checkpointing=full"]),
         ("stage2", ["objective.chunks=4"]),
+        ("stage2", [SUPVPR, "train.checkpointing=full"]),
+        ("stage2", [SUPVPR, "objective.chunks=4"]),
     ],
 )
 def test_what_is_computed_again_is_counted(stage: str, changes: list[str], size: str) -> None:

@@ -31,10 +31,15 @@ def case(stage: str, zero: int, precision: str, parts: int = 1) -> tuple[str, li
     ]  # fmt: skip
 
 
-QUICK = [case("stage1", 2, "bf16", 2), case("stage1", 3, "fp32"), case("stage2", 1, "fp32")]
+def cities(zero: int, precision: str) -> tuple[str, list[str]]:
+    return "stage2", [*MODEL, "objective=supvpr", f"train.zero_stage={zero}", f"train.precision={precision}"]
+
+
+QUICK = [case("stage1", 2, "bf16", 2), case("stage1", 3, "fp32"), case("stage2", 1, "fp32"), cities(1, "fp32")]
 ALL = [
     *(case("stage1", zero, *how) for zero in range(4) for how in (("fp32", 1), ("bf16", 2))),
     *(case("stage2", zero, "bf16") for zero in range(4)),
+    *(cities(zero, "bf16") for zero in range(4)),
 ]
 
 
@@ -62,9 +67,9 @@ def test_traffic_is_what_deepspeed_logs(
                 compare(what, said, logged, rel=0.1 if kind == "all_to_all" else 0.05)  # whose partners are drawn
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_lone_process_sends_nothing(stage: str) -> None:
-    assert step_traffic(load_config(stage, "tiny", ["data.shards=x", "run=y"]), bf16=True) == []
+@pytest.mark.parametrize(("stage", "recipe"), [("stage1", []), ("stage2", []), ("stage2", ["objective=supvpr"])])
+def test_a_lone_process_sends_nothing(stage: str, recipe: list[str]) -> None:
+    assert step_traffic(load_config(stage, "tiny", ["data.shards=x", "run=y", *recipe]), bf16=True) == []
 
 
 @given(st.integers(2, 4096), st.floats(1, 1e12))

@@ -2,7 +2,7 @@
 
 Contract: train/ holds `places` places of each city, the first n of which are the same for any number. test/ holds
 places of another quarter of the same city: other streets, the same designs, whatever the number to train on. The
-corners of two cities are `APART` or more, and no city comes again under another seed.
+corners of two cities are `APART` or more from each other; no city comes again under another seed.
 """
 
 from __future__ import annotations

@@ -58,16 +58,16 @@ def reliability(probabilities: np.ndarray, right: np.ndarray) -> tuple[np.ndarra
     return told[filled] / pairs[filled], found[filled] / pairs[filled], pairs[filled].astype(int)
 
 
-def recall_plot(evaluations: list[tuple[str, Outcomes, int]]) -> Plot:
-    """Recall@N of evaluations, (label, outcomes, candidates per query), by descriptor and re-ranked."""
+def recall_plot(evaluations: list[tuple[str, str, Outcomes, int]]) -> Plot:
+    """Recall@N of evaluations, (label, name of the second ranking, outcomes, candidates per query), by both rankings."""
 
     def draw(axes: Any) -> None:
-        for colour, (label, outcomes, k) in zip(cycle(PALETTE), evaluations, strict=False):
+        for colour, (label, second, outcomes, k) in zip(cycle(PALETTE), evaluations, strict=False):
             kept = outcomes.kept
             at = np.arange(1, k + 1)
-            axes.plot(at, recall_curve(kept.reranked, k), color=colour, lw=1.5, label=f"{label}, re-ranked")
+            axes.plot(at, recall_curve(kept.reranked, k), color=colour, lw=1.5, label=f"{label}, {second}")
             axes.plot(at, recall_curve(kept.descriptor, k), color=colour, lw=1.3, ls=(0, (3, 2)), label="by descriptor")
-        _over_candidates(axes, max(k for _, _, k in evaluations))
+        _over_candidates(axes, max(k for *_, k in evaluations))
         axes.set_xlabel("N")
         axes.set_ylabel("recall@N, per cent")
         axes.legend(frameon=False, fontsize=7)
@@ -82,16 +82,20 @@ def patience_curve(scores: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.
     return np.array(scored), np.array([budget_curve(scores, hit)[-1] for scores in left])
 
 
-def budget_plot(evaluations: list[tuple[str, np.ndarray, np.ndarray, bool]]) -> Plot:
-    """Recall@1 against the candidates re-ranked, of evaluations (label, scores, hit, all scored); as `budget_curve`."""
+def budget_plot(evaluations: list[tuple[str, np.ndarray, np.ndarray, bool] | None]) -> Plot:
+    """Recall@1 against the candidates re-ranked, of evaluations (label, scores, hit, all scored); as `budget_curve`.
+
+    None: an evaluation that scored no pairs, whose colour is left out.
+    """
+    drawn = [(colour, one) for colour, one in zip(cycle(PALETTE), evaluations, strict=False) if one is not None]
 
     def draw(axes: Any) -> None:
-        for colour, (label, scores, hit, all_scored) in zip(cycle(PALETTE), evaluations, strict=False):
+        for colour, (label, scores, hit, all_scored) in drawn:
             recall = budget_curve(scores, hit)
             axes.plot(np.arange(1, len(recall) + 1), recall, color=colour, lw=1.5, label=f"{label}, the first K")
             if all_scored:
                 axes.plot(*patience_curve(scores, hit), color=colour, lw=1, ls=":", marker=".", label="by patience")
-        _over_candidates(axes, max(scores.shape[1] for _, scores, _, _ in evaluations))
+        _over_candidates(axes, max(scores.shape[1] for _, (_, scores, _, _) in drawn))
         axes.set_xlabel("candidates scored of a query")
         axes.set_ylabel("recall@1, per cent")
         axes.legend(frameon=False, fontsize=7)

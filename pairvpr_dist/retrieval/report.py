@@ -165,7 +165,9 @@ def _truth(evaluations: list[Evaluation], name: str) -> Truth:
 def _recall_plots(evaluations: list[Evaluation]) -> list[Plot]:
     """By the primary ground truth; none where it is secret."""
     judged = [
-        (one.label, next(iter(one.outcomes.values())), one.results["top_k"]) for one in evaluations if one.outcomes
+        (one.label, second_ranking(one.results), next(iter(one.outcomes.values())), one.results["top_k"])
+        for one in evaluations
+        if one.outcomes
     ]
     return [recall_plot(judged)] if judged else []
 
@@ -179,12 +181,13 @@ def _plots_of_candidates(evaluations: list[Evaluation], found: list[Candidates],
     hit = [hits(candidates.rows, positives) for candidates in found]
     budgets = [
         (one.label, candidates.scores[counted], right[counted], one.results["patience"] is None)
+        if second_ranking(one.results) == RERANKED
+        else None
         for one, candidates, right in zip(evaluations, found, hit, strict=True)
-        if second_ranking(one.results) == RERANKED  # SUP-VPR scores no pairs
     ]
     last = evaluations[-1]
     calibration = last.results["calibration"]
-    plots = [budget_plot(budgets)] if budgets else []
+    plots = [budget_plot(budgets)] if any(budgets) else []
     return (
         plots if calibration is None else [*plots, calibration_plot(last.label, found[-1].scores, hit[-1], calibration)]
     )

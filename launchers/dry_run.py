@@ -48,7 +48,8 @@ def describe(plan: Plan) -> str:
     for stage in left:
         sections += [heading("job script", stage), script(plan, stage)]
         sections += [heading("configuration", stage), resolved(stage[0].config)]
-        sections += [heading("plan", stage), *planned(stage)]
+        given = given_keys(stage[0].config.stage, plan.points[0].overrides)
+        sections += [heading("plan", stage), *planned(stage, given)]
     if len(plan.points) > 1:
         sections += ["# runs of the sweep", *(str(point.run) for point in plan.points)]
     return "\n".join(sections)
@@ -82,7 +83,12 @@ def open_values(config: Any) -> list[str]:
     return [] if config.data.shards else [SHARDS]
 
 
-def planned(stage: Sequence[StageJob]) -> list[str]:
+def given_keys(stage: str, overrides: Sequence[str]) -> list[str]:
+    """The keys that a user, or a cluster profile, gives a stage: a plan leaves them as they are. Pure."""
+    return [text.partition("=")[0].removeprefix(f"{stage}.") for text in overrides]
+
+
+def planned(stage: Sequence[StageJob], given: Sequence[str]) -> list[str]:
     """Processes, steps, checkpoints and time."""
     job, profile = stage[0], stage[0].profile
     where = f"{profile.nodes} {'node' if profile.nodes == 1 else 'nodes'} x {profile.tasks_on_node}"
@@ -91,7 +97,7 @@ def planned(stage: Sequence[StageJob]) -> list[str]:
         lines += [f"data         {job.config.eval.data or f'{DATA} is not given'}"]
     else:
         lines += of_training(job.config, checkpoint_plan(job.config), len(stage))
-        lines += predicted(job)
+        lines += predicted(job, given)
     return [
         *lines,
         f"time         {profile.hours:g} h a start; SIGUSR2 {profile.signal_seconds} s before its end, "
@@ -126,8 +132,11 @@ def of_training(config: Any, plan: CheckpointPlan, points: int) -> list[str]:
     ]
 
 
-def predicted(job: StageJob) -> list[str]:
-    """Whether a training stage fits on the profile's GPUs, its pace and time, and what would be faster."""
+def predicted(job: StageJob, given: Sequence[str]) -> list[str]:
+    """Whether a training stage fits on the profile's GPUs, its pace and time, and what would be faster.
+
+    `given`: keys that what is faster leaves as they are.
+    """
     profile, config = job.profile, job.config
     if not profile.gpus_per_node:
         return []
@@ -145,7 +154,7 @@ def predicted(job: StageJob) -> list[str]:
     gpu = replace(known[profile.gpu], gpus_per_node=profile.gpus_per_node)
     assumptions = load_assumptions([f"cores_per_gpu={profile.cpus_per_task}", "spare_cores=0"])
     data = data_of_shards(config, assumptions) if config.data.shards else paper_data(config, assumptions)
-    found = plan(config, setup_of(config, gpu, assumptions, data))
+    found = plan(config, setup_of(config, gpu, assumptions, data), given)
     return [
         f"prediction   {first_line(found.given)}",
         *advice(found, config),

@@ -53,7 +53,7 @@ def given_places(config: TrainingConfig, assumptions: Assumptions, places: int) 
 
 
 def data_of_shards(config: TrainingConfig, assumptions: Assumptions) -> Data:
-    """The shard sets of `data.shards`, opened. Raises `UserError` as training does."""
+    """The shard sets of `data.shards` and `data.synthetic`, opened. Raises `UserError` as training does."""
     from pairvpr_dist.data.loader import EpochLoader
     from pairvpr_dist.data.plan import drawn_of
 
@@ -68,8 +68,9 @@ def data_of_shards(config: TrainingConfig, assumptions: Assumptions) -> Data:
         seconds += drawn / form.images_per_second
         read += drawn * stored * (PANORAMA_SHARE if panoramic else 1.0)
         places += drawn
-    names = ", ".join(config.data.shards)
-    return Data(places, loader.steps_per_epoch, seconds / places, read / places, f"data.shards={names}")
+    given = {"data.shards": config.data.shards, "data.synthetic": config.data.synthetic}
+    source = " ".join(f"{key}={', '.join(folders)}" for key, folders in given.items() if folders)
+    return Data(places, loader.steps_per_epoch, seconds / places, read / places, source)
 
 
 def loading_of(config: TrainingConfig, assumptions: Assumptions, data: Data, places_per_second: float) -> Loading:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pairvpr_dist.scaling.candidate import Candidate
 from pairvpr_dist.scaling.planner import Plan, changes
-from pairvpr_dist.settings import CHECKPOINTING, Stage1Config
+from pairvpr_dist.settings import CHECKPOINTING, Stage1Config, Stage2Config, TrainingConfig
 
 GIB, GB, MB = 2**30, 1e9, 1e6
 POLICY = dict(zip(CHECKPOINTING, ("no checkpointing", "selective checkpointing", "full checkpointing"), strict=True))
@@ -21,7 +21,7 @@ POLICY = dict(zip(CHECKPOINTING, ("no checkpointing", "selective checkpointing",
 def first_line(one: Candidate) -> str:
     """Whether a candidate fits, its pace, time and cost, and what binds; or what it lacks."""
     if not one.fits:
-        return f"does not fit: {settings(one)}, needs {memory(one)}, of which {one.setup.usable / GIB:.0f} are usable"
+        return f"does not fit: {settings(one)}, {needs(one)}"
     return (
         f"fits: {settings(one)}, {memory(one)}   {one.places_per_second:,.0f} {unit(one)}/s   {hours(one.hours)}   "
         f"{one.hours * one.config.launch.processes:,.0f} GPU-hours   binds: {one.binds}"
@@ -32,15 +32,24 @@ def verdict(plan: Plan) -> str:
     """The first line of a plan: its best, or what comes nearest and what would do."""
     if plan.best is not None:
         return first_line(plan.best)
-    enough = f"fits on {plan.gpus_needed} GPUs" if plan.gpus_needed else "nor on more GPUs: a smaller model or image"
-    return f"{first_line(plan.rejected[0])}; {enough}"
+    return f"{first_line(plan.rejected[0])}; {enough(plan)}"
+
+
+def enough(plan: Plan) -> str:
+    """What would do, where nothing fits."""
+    return f"fits on {plan.gpus_needed} GPUs" if plan.gpus_needed else "nor on more GPUs: a smaller model or image"
 
 
 def advice(plan: Plan, configured: Any) -> list[str]:
-    """What would be better than what is configured, with its keys; nothing where that is as good as the best."""
+    """What would be better than what is configured, with its keys; nothing where that is as good as the best.
+
+    Where nothing fits: what comes nearest to it, and what would do.
+    """
     best, given = plan.best, plan.given
     if best is None:
-        return [f"better       {verdict(plan)}"]
+        nearest = plan.rejected[0]
+        keys = " ".join(changes(nearest, configured)) or "as configured"
+        return [f"nearest      {keys}   {needs(nearest)}; {enough(plan)}"]
     keys = " ".join(changes(best, configured))
     if given.fits and given.places_per_second >= (1 - best.setup.assumptions.tie) * best.places_per_second:
         return []
@@ -70,9 +79,15 @@ def head(one: Candidate) -> str:
     nodes = nodes_of(one)
     where = f"{nodes} node of {gpu.gpus_per_node}" if nodes == 1 else f"{nodes} nodes of {gpu.gpus_per_node}"
     return (
-        f"{config.stage} {config.size} on {config.launch.processes} x {gpu.name} ({where}), global batch "
+        f"{trained(config)} on {config.launch.processes} x {gpu.name} ({where}), global batch "
         f"{config.data.places_per_batch}; predicted, not measured"
     )
+
+
+def trained(config: TrainingConfig) -> str:
+    """Stage, size and recipe as they are typed: `stage2 vitb objective=supvpr`."""
+    recipe = config.recipe if isinstance(config, Stage2Config) else None
+    return f"{config.stage} {config.size}" + (f" objective={recipe}" if recipe else "")
 
 
 def table(plan: Plan) -> str:
@@ -121,6 +136,11 @@ def batch(one: Candidate) -> str:
 def memory(one: Candidate) -> str:
     """`97 of 139 GiB`."""
     return f"{one.memory.total / GIB:.0f} of {one.setup.gpu.memory / GIB:.0f} GiB"
+
+
+def needs(one: Candidate) -> str:
+    """What is too much: `needs 42 of 44 GiB, of which 40 are usable`."""
+    return f"needs {memory(one)}, of which {one.setup.usable / GIB:.0f} are usable"
 
 
 def memory_parts(one: Candidate) -> str:

@@ -1,9 +1,10 @@
 """A run on more and more GPUs, by simulation: tables and a plot of strong and weak scaling.
 
-Contract: pure, but for `plot`. The configuration is that of a plan: its ZeRO stage and its policy of
-checkpointing stay; parts of a rank's batch are the fewest that fit. Strong scaling keeps the global batch, so it ends
-where every GPU has one place; weak scaling keeps the places of a GPU, and its larger batches learn otherwise. GPU-hours
-are those of the whole run with what checkpoints, at their best interval, and failures cost.
+Contract: pure, but for `plot`. The configuration is that of a plan: its ZeRO stage and its policy of checkpointing
+stay; parts of a rank's batch are the fewest that fit, or what they are where their key is in `fixed`. Strong scaling
+keeps the global batch, so it ends where every GPU has one place; weak scaling keeps the places of a GPU, and its larger
+batches learn otherwise. GPU-hours are those of the whole run with what checkpoints, at their best interval, and
+failures cost.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from pairvpr_dist.scaling.assumptions import Assumptions, load_assumptions
 from pairvpr_dist.scaling.candidate import Candidate, Setup
 from pairvpr_dist.scaling.failures import FailureAssumptions, seconds_between_failures
 from pairvpr_dist.scaling.loading import Data, paper_data
-from pairvpr_dist.scaling.planner import best_parts, in_parts, setup_of
+from pairvpr_dist.scaling.plan_text import trained
+from pairvpr_dist.scaling.planner import PARTS, best_parts, in_parts, setup_of
 from pairvpr_dist.scaling.simulation import StepAssumptions
 from pairvpr_dist.settings import TrainingConfig
 
@@ -60,39 +62,59 @@ class Point:
 
 
 def strong(
-    config: TrainingConfig, gpu: Gpu, max_gpus: int, data: Data | None = None, assumptions: Assumptions | None = None
+    config: TrainingConfig,
+    gpu: Gpu,
+    max_gpus: int,
+    data: Data | None = None,
+    assumptions: Assumptions | None = None,
+    fixed: Collection[str] = (),
 ) -> list[Point]:
     """Points of the same global batch on all numbers of GPUs that divide it; those that fit."""
     setup = _setup(config, gpu, data, assumptions)
     batch = config.data.places_per_batch
-    return _points(setup, config, [(n, batch) for n in range(1, min(max_gpus, batch) + 1) if batch % n == 0])
+    return _points(setup, config, [(n, batch) for n in range(1, min(max_gpus, batch) + 1) if batch % n == 0], fixed)
 
 
 def weak(
-    config: TrainingConfig, gpu: Gpu, max_gpus: int, data: Data | None = None, assumptions: Assumptions | None = None
+    config: TrainingConfig,
+    gpu: Gpu,
+    max_gpus: int,
+    data: Data | None = None,
+    assumptions: Assumptions | None = None,
+    fixed: Collection[str] = (),
 ) -> list[Point]:
     """Points of as many places a GPU as `config` has, on 1, 2, 4, ... `max_gpus` GPUs; those that fit."""
     setup = _setup(config, gpu, data, assumptions)
     share = config.data.places_per_batch // config.launch.processes
     numbers = sorted({*(1 << power for power in range(max_gpus.bit_length())), max_gpus})
-    return _points(setup, config, [(n, n * share) for n in numbers])
+    return _points(setup, config, [(n, n * share) for n in numbers], fixed)
 
 
 def strong_table(
-    config: TrainingConfig, gpu: Gpu, max_gpus: int, data: Data | None = None, assumptions: Assumptions | None = None
+    config: TrainingConfig,
+    gpu: Gpu,
+    max_gpus: int,
+    data: Data | None = None,
+    assumptions: Assumptions | None = None,
+    fixed: Collection[str] = (),
 ) -> str:
     """`strong` for people."""
-    points = strong(config, gpu, max_gpus, data, assumptions)
+    points = strong(config, gpu, max_gpus, data, assumptions, fixed)
     return as_table(f"Strong scaling: {config.data.places_per_batch} places a step, whatever the GPUs", points)
 
 
 def weak_table(
-    config: TrainingConfig, gpu: Gpu, max_gpus: int, data: Data | None = None, assumptions: Assumptions | None = None
+    config: TrainingConfig,
+    gpu: Gpu,
+    max_gpus: int,
+    data: Data | None = None,
+    assumptions: Assumptions | None = None,
+    fixed: Collection[str] = (),
 ) -> str:
     """`weak` for people, and what both tables assume."""
     share = config.data.places_per_batch // config.launch.processes
     title = f"Weak scaling: {share} places a GPU; a larger batch is another training, so this is about pace alone"
-    points = weak(config, gpu, max_gpus, data, assumptions)
+    points = weak(config, gpu, max_gpus, data, assumptions, fixed)
     return f"{as_table(title, points)}\n\n{assumed(_setup(config, gpu, data, assumptions))}"
 
 
@@ -152,12 +174,13 @@ def plot(
     max_gpus: int,
     data: Data | None = None,
     assumptions: Assumptions | None = None,
+    fixed: Collection[str] = (),
 ) -> None:
     """Draw `strong` and `weak` into a file of the kind that its ending says."""
     from pairvpr_dist.scaling.scaling_plot import draw  # matplotlib is slow to import
 
-    title = f"{config.stage} {config.size} on {gpu.name}, ZeRO-{config.train.zero_stage}: predicted, not measured"
-    draw(path, title, *(found(config, gpu, max_gpus, data, assumptions) for found in (strong, weak)))
+    title = f"{trained(config)} on {gpu.name}, ZeRO-{config.train.zero_stage}: predicted, not measured"
+    draw(path, title, *(found(config, gpu, max_gpus, data, assumptions, fixed) for found in (strong, weak)))
 
 
 def as_csv(points: Sequence[Point]) -> str:
@@ -182,14 +205,18 @@ def _setup(config: TrainingConfig, gpu: Gpu, data: Data | None, assumptions: Ass
     return setup_of(config, gpu, assumptions, data if data is not None else paper_data(config, assumptions))
 
 
-def _points(setup: Setup, config: TrainingConfig, sizes: Sequence[tuple[int, int]]) -> list[Point]:
+def _points(
+    setup: Setup, config: TrainingConfig, sizes: Sequence[tuple[int, int]], fixed: Collection[str]
+) -> list[Point]:
     """Those of GPUs and batch that fit, in the fewest parts that do."""
     fitting: list[Candidate] = []
     for gpus, batch in sizes:
+        if PARTS in fixed and batch // gpus % config.train.accumulate:
+            continue
         launch, data = replace(config.launch, processes=gpus), replace(config.data, places_per_batch=batch)
         steps = max(1, round(setup.data.steps_per_epoch * config.data.places_per_batch / batch))
         larger = replace(setup, data=replace(setup.data, steps_per_epoch=steps))
-        one = best_parts(in_parts(replace(config, launch=launch, data=data), ()), larger)
+        one = best_parts(in_parts(replace(config, launch=launch, data=data), fixed), larger)
         if one.fits:
             fitting.append(_saving_at_best(one))
     return [Point(one, fitting[0].places_per_second / fitting[0].config.launch.processes) for one in fitting]

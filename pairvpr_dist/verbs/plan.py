@@ -28,6 +28,7 @@ DRAWN = (".png", ".svg", ".pdf")
     "predict whether a run fits on its GPUs, its pace, time and cost, and which settings are fastest",
     "  pairvpr plan stage1 vitg --gpus 8 --gpu h200\n"
     "  pairvpr plan stage2 vitl --gpus 7 --gpu a100-80 data.shards=data/gsv\n"
+    "  pairvpr plan stage2 vitb objective=supvpr --gpus 5 --places 6000\n"
     "  pairvpr plan stage1 vitb --gpus 2 --gpu l40s --places 20000 train.epochs=100 plan.cores_per_gpu=8\n"
     "  pairvpr plan stage1 vitg --max-gpus 4096 --plot scaling.png\n"
     "  pairvpr plan stage1 vitg --gpus 8 --gpu mine --hardware my_gpus.yaml --json plan.json\n\n"
@@ -38,8 +39,8 @@ def plan(parser: argparse.ArgumentParser) -> Run:
     """`pairvpr plan`."""
     parser.add_argument("stage", metavar="STAGE", help="stage1 or stage2")
     parser.add_argument("size", metavar="SIZE", help="tiny, vits, vitb, vitl or vitg")
-    parser.add_argument("override", nargs="*", metavar="KEY=VALUE",
-                        help="any key of configs/STAGE, or plan.KEY of configs/planning.yaml")  # fmt: skip
+    known = "any key of configs/STAGE, objective=NAME, or plan.KEY of configs/planning.yaml"
+    parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help=known)
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="how many, over all nodes (default: what the batch needs of one node)"
     )
@@ -71,7 +72,8 @@ def run_plan(args: argparse.Namespace) -> None:
 
     check_divides(config, gpus)
     setup = setup_of(config, gpu, assumptions, _data(args, config, assumptions))
-    found = plan(config, setup, fixed=[text.partition("=")[0] for text in of_run])
+    fixed = [text.partition("=")[0] for text in of_run]
+    found = plan(config, setup, fixed)
     print(describe(found, config))
     if args.json is not None:
         from pairvpr_dist.files import write_json
@@ -80,7 +82,7 @@ def run_plan(args: argparse.Namespace) -> None:
         write_json(args.json, as_json(found, config))
         print(f"written: {args.json}")
     if args.max_gpus is not None and found.best is not None:
-        _scaling(args, found)
+        _scaling(args, found, fixed)
     if found.best is None:
         raise SystemExit(DOES_NOT_FIT)
 
@@ -119,13 +121,13 @@ def _data(args: argparse.Namespace, config: Any, assumptions: Assumptions) -> Da
     return given_places(config, assumptions, args.places) if args.places else paper_data(config, assumptions)
 
 
-def _scaling(args: argparse.Namespace, found: Plan) -> None:
+def _scaling(args: argparse.Namespace, found: Plan, fixed: list[str]) -> None:
     """Strong and weak scaling of the best plan, as tables, and drawn."""
     from pairvpr_dist.scaling.strong_weak import plot, strong_table, weak_table
 
     assert found.best is not None
     config, setup = found.best.config, found.best.setup
-    asked = (config, setup.gpu, args.max_gpus, setup.data, setup.assumptions)
+    asked = (config, setup.gpu, args.max_gpus, setup.data, setup.assumptions, fixed)
     print(f"\n{strong_table(*asked)}\n\n{weak_table(*asked)}")
     if args.plot is not None:
         plot(args.plot, *asked)

@@ -113,8 +113,18 @@ def test_a_configuration_that_is_not_the_best_is_told_so_with_the_keys() -> None
     assert re.match(r"better       train\.zero_stage=1   fits: ", line)
     given, config = planned("stage1", "h200", "train.zero_stage=1")
     assert advice(given, config) == []
-    none, config = planned("stage1", "h200", memory=GIB)
-    assert advice(none, config)[0].startswith("better       does not fit: ")
+
+
+def test_where_nothing_fits_the_advice_is_what_comes_nearest_and_what_would_do() -> None:
+    none, config = planned("stage1", "h200", "train.accumulate=1", memory=16 * GIB)
+    (line,) = advice(none, config)
+    assert re.fullmatch(
+        r"nearest      (train.zero_stage=\d )?train.checkpointing=full   needs 18 of 16 GiB, .*; fits on 32 GPUs", line
+    )
+    keys = ("train.zero_stage=2", "train.checkpointing=none", "train.accumulate=1", "data.workers=8")
+    none, config = planned("stage1", "h200", *keys, memory=GIB)
+    (line,) = advice(none, config)
+    assert re.fullmatch(r"nearest      as configured   needs \d+ of 1 GiB, .*; nor on more GPUs: .*", line)
 
 
 def test_parts_are_in_the_words_of_their_stage() -> None:

@@ -28,8 +28,9 @@ from pairvpr_dist.scaling.planner import (
     part_counts,
     plan,
 )
-from pairvpr_dist.settings import CHECKPOINTING, Stage1Config, Stage2Config, TrainingConfig
+from pairvpr_dist.settings import CHECKPOINTING, Stage1Config, Stage2Config, SupVPRConfig, TrainingConfig
 
+SUPVPR = "objective=supvpr"
 GIB = 2**30
 STATE, PLACE = 40.0 * GIB, 1.5 * GIB  # of the stand-in: undivided model state; activations of a place
 ASSUMPTIONS = load_assumptions()
@@ -219,6 +220,15 @@ def test_parts_of_stage_2_are_powers_of_two_and_what_is_configured() -> None:
     config = config_of("stage2", 8, "objective.chunks=3", "data.places_per_batch=16")
     assert part_counts(config, 2, ()) == [1, 2, 3, 4, 8]
     assert part_counts(config, 2, ["objective.chunks"]) == [3]
+
+
+def test_a_plan_of_another_recipe_is_of_that_recipe() -> None:
+    found = planned("stage2", 8, GPUS["a100-40"], SUPVPR)
+    config = config_of("stage2", 8, SUPVPR)
+    assert {one.parts for one in [*found.ranked, *found.rejected]} > {1}
+    for one in [*found.ranked, *found.rejected]:
+        assert isinstance(one.config, SupVPRConfig)
+        assert on_gpu(config_of("stage2", 8, SUPVPR, *changes(one, config))) == one.config
 
 
 def test_chunks_and_a_policy_are_never_taken_together() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from pairvpr_dist.config import load_config
 from pairvpr_dist.costs.flops import executed_flops_per_place, training_flops_per_place
 from pairvpr_dist.costs.hardware import Gpu, find_gpu
+from pairvpr_dist.costs.traffic import step_traffic
 from pairvpr_dist.costs.zero import BUCKET
+from pairvpr_dist.scaling import simulation
 from pairvpr_dist.scaling.network import Network
 from pairvpr_dist.scaling.simulation import ON_CPU, StepAssumptions, expected_slowest, simulate_step
 from pairvpr_dist.scaling.timeline import Work, timeline
@@ -28,6 +31,7 @@ works = st.lists(st.builds(Work, seconds=amounts, weights=numbers, gather=amount
 
 # An encoder that is built at once, and a decoder that keeps a GPU busy.
 MODEL = ["model.image_size=224", "model.decoder_dim=768", "model.decoder_heads=12", "model.decoder_depth=12"]
+SUPVPR = "objective=supvpr"
 RUN = ["data.shards=none", "data.places_per_batch=512", "train.compile=none"]
 
 
@@ -37,10 +41,10 @@ def config(stage: str, *overrides: str) -> TrainingConfig:
     return loaded
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("recipe", [["stage1"], ["stage2"], ["stage2", SUPVPR]])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_the_parts_of_a_step_add_up_and_none_is_less_than_nothing(stage: str, zero: int) -> None:
-    step = simulate_step(config(stage, "launch.processes=4", f"train.zero_stage={zero}"), H200)
+def test_the_parts_of_a_step_add_up_and_none_is_less_than_nothing(recipe: list[str], zero: int) -> None:
+    step = simulate_step(config(*recipe, "launch.processes=4", f"train.zero_stage={zero}"), H200)
     parts = [step.compute, step.exposed, step.update, step.straggling]
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(step.seconds)
@@ -87,6 +91,25 @@ def test_overlap_hides_communication() -> None:
         beside = simulate_step(one, H200)
         assert beside.exposed < apart.exposed
         assert beside.compute == apart.compute
+
+
+@pytest.mark.parametrize("recipe", [["stage2"], ["stage2", SUPVPR]])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_nothing_hides_what_an_objective_exchanges(recipe: list[str], zero: int) -> None:
+    one = config(*recipe, "launch.processes=8", f"train.zero_stage={zero}")
+    given = StepAssumptions()
+    network = Network(H200, 8, given.network_share, given.link_hop, given.network_hop)
+    waited = sum(network.seconds(e.kind, e.bytes, e.calls) for e in step_traffic(one, True) if e.blocking)
+    with patch.object(simulation, "step_traffic", lambda *of: [e for e in step_traffic(*of) if not e.blocking]):
+        without = simulate_step(one, H200)
+    assert waited > 0
+    assert simulate_step(one, H200).exposed == pytest.approx(without.exposed + waited)
+
+
+@pytest.mark.parametrize("recipe", [["stage2"], ["stage2", SUPVPR]])
+def test_chunks_cost_pace(recipe: list[str]) -> None:
+    whole, few, many = (simulate_step(config(*recipe, f"objective.chunks={n}"), H200) for n in (1, 2, 8))
+    assert whole.seconds < few.seconds < many.seconds
 
 
 def test_checkpointing_parts_and_small_shares_cost_pace() -> None:

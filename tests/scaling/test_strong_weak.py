@@ -51,6 +51,14 @@ def test_strong_scaling_ends_where_a_gpu_has_one_place() -> None:
     assert [point.gpus for point in few] == [1, 2, 3, 6]
 
 
+def test_parts_that_are_given_stay() -> None:
+    config = loaded("data.places_per_batch=48", "launch.processes=2", "train.zero_stage=2", "train.accumulate=4")
+    free, kept = (strong(config, GPU, MOST, fixed=fixed) for fixed in ([], ["train.accumulate"]))
+    assert {point.one.parts for point in free} == {1}
+    assert {point.one.parts for point in kept} == {4}
+    assert [point.gpus for point in kept] == [1, 2, 3, 4, 6, 12]  # whose shares four divides
+
+
 def test_efficiency_falls_and_weak_scaling_holds_it_longer(points: tuple[list[Point], list[Point]]) -> None:
     for kind in points:
         shares = [point.efficiency for point in kind]

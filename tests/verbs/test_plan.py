@@ -33,6 +33,13 @@ def test_a_plan_as_printed_and_as_json(tmp_path: Path, capsys: pytest.CaptureFix
     assert values["best"]["loader"]["workers"] == 1
 
 
+def test_a_plan_of_another_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["plan", "stage2", "tiny", "objective=supvpr", "--gpus", "2", "train.checkpointing=none", "train.zero_stage=2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("fits: micro-batch 12, ZeRO-2, no checkpointing, ")
+    assert lines[1].startswith("stage2 tiny objective=supvpr on 2 x h200 (1 node of 8), global batch 24; predicted")
+
+
 def test_scaling_comes_after_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "scaling.png"
     run([*TINY, "--max-gpus", "16", "--plot", str(plot), "train.zero_stage=2", "train.checkpointing=none"])
@@ -59,6 +66,8 @@ def test_a_gpu_of_one_s_own_and_a_run_that_does_not_fit(tmp_path: Path, capsys: 
         (["plan", "eval", "vitb"], "stage 'eval': what is planned is training; write stage1 or stage2"),
         (["plan", "stage1", "vitx"], "size 'vitx' is unknown"),
         (["plan", "stage1"], "SIZE"),
+        (["plan", "stage2", "tiny", "objective=supvp"], "objective=supvp: no such recipe for stage2; did you mean"),
+        (["plan", "stage1", "tiny", "objective=supvpr"], "stage1 has one objective alone"),
         (["plan", "stage1", "tiny", "--gpu", "h2000"], "did you mean 'h200'?"),
         (["plan", "stage1", "vitg", "--gpus", "7"], "nearest: 4 or 8"),
         (["plan", "stage1", "vitg", "--gpus", "0"], "--gpus 0"),

@@ -1,8 +1,9 @@
 """What a launcher is asked to run, as configurations. Pure: no processes, no files.
 
 Contract: `jobs("pipeline", ...)` is stage1, stage2 and eval, each taking the other's result by path. An override goes
-to every stage that knows its key; `stage1.KEY=VALUE` and `stage2.KEY=VALUE` go to that stage alone, `init.*` to the
-first. `data=NAME` gives the shards of every stage; see data_sets.py.
+to every stage that knows its key, `objective=NAME` to the one that has recipes; `stage1.KEY=VALUE` and
+`stage2.KEY=VALUE` go to that stage alone, `init.*` to the first. `data=NAME` gives the shards of every stage; see
+data_sets.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launchers.data_sets import quoted, with_data_sets
-from pairvpr_dist.config import has_key, load_config
+from pairvpr_dist.config import RECIPES, has_key, load_config
 from pairvpr_dist.errors import UserError, nearest
 
 PIPELINE = ("stage1", "stage2", "eval")
@@ -50,6 +51,8 @@ def _route(override: str) -> dict[str, str]:
     key = override.partition("=")[0]
     if prefix == "init":  # stage 2 starts from stage 1
         return {"stage1": override}
+    if key == "objective":  # names a recipe, which not every stage has
+        return dict.fromkeys(RECIPES, override)
     # Where no stage knows the key, one of them says so, with the nearest key that it knows.
     takers = [name for name in PIPELINE if has_key(name, key)] or ["eval" if prefix == "eval" else "stage1"]
     return dict.fromkeys(takers, override)

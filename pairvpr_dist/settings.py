@@ -382,6 +382,8 @@ class Stage1Config(RunConfig):
     def __post_init__(self) -> None:
         _require(self.data.images_per_place == 2, "data.images_per_place", self.data.images_per_place,
                  "stage 1 learns from pairs; it must be 2")  # fmt: skip
+        _require(self.model.city_blocks == 0, "model.city_blocks", self.model.city_blocks,
+                 "is of stage 2's objective=supvpr; name it as stage2.model.city_blocks")  # fmt: skip
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 
 from launchers.jobs import jobs
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.settings import EvalRunConfig, Stage1Config, Stage2Config
+from pairvpr_dist.settings import EvalRunConfig, Stage1Config, Stage2Config, SupVPRConfig
 
 GIVEN = ["data.shards=here", "eval.data=there"]
 
@@ -28,6 +28,18 @@ def test_a_pipeline_is_three_jobs_that_take_each_others_results() -> None:
     assert stage2.init.model == "out/mine/stage1/export"
     assert evaluation.eval.model == "out/mine/stage2/export"
     assert evaluation.eval.data == "there"
+
+
+def test_a_recipe_goes_to_the_stage_that_has_it() -> None:
+    given = [*GIVEN, "objective=supvpr", "objective.negatives=3", "data.synthetic=city", "train.epochs=2"]
+    stage1, stage2, _ = jobs("pipeline", "tiny", given)
+    assert isinstance(stage1, Stage1Config)
+    assert isinstance(stage2, SupVPRConfig)
+    assert (stage2.objective.negatives, stage2.train.epochs, stage1.train.epochs) == (3, 2, 2)
+    assert stage1.data.synthetic == stage2.data.synthetic == ["city"]
+    assert jobs("pipeline", "tiny", [*GIVEN, "stage2.objective=supvpr"])[1].recipe == "supvpr"
+    with pytest.raises(UserError, match=r"stage2\.model\.city_blocks"):
+        jobs("pipeline", "tiny", [*GIVEN, "objective=supvpr", "model.city_blocks=2", "model.fused_depths=2"])
 
 
 def test_a_run_is_named_by_its_size_unless_told() -> None:

@@ -11,7 +11,7 @@ from pairvpr_dist.cli import Run, verb
 from pairvpr_dist.errors import UserError
 
 NUMBERS = {
-    "--top-k": ("K", "candidates per query that are re-ranked (default: 100)"),
+    "--top-k": ("K", "candidates per query that are re-ranked; SUP-VPR: of every city (default: 100)"),
     "--image-size": ("N", "pixels, a multiple of 14 (default: the model's own)"),
     "--patience": ("N", "a query ends after so many candidates in a row that are not its best so far (default: never)"),
     "--feature-budget": ("GIB", "disk space for dense features; what is over is computed again (default: 64)"),
@@ -20,10 +20,11 @@ KEYS = {"feature_budget": "feature_budget_gib"}  # of configs/eval, where the op
 
 
 @verb(
-    "measure the recall of a model on a data set, by descriptor alone and re-ranked",
+    "measure the recall of a model on a data set, by descriptor alone and re-ranked or city first",
     "  pairvpr eval --model runs/vitb/stage2/export --data /data/my_city\n"
     "  pairvpr eval --model model.pth --data /data/msls --protocol msls-val --out results/msls\n"
-    "  pairvpr eval --model model.pth --data /data/my_city --top-k 500 --out results/my_city eval.workers=16\n\n"
+    "  pairvpr eval --model model.pth --data /data/my_city --top-k 500 --out results/my_city eval.workers=16\n"
+    "  pairvpr eval --model runs/supvpr/stage2/export --data /data/cities --protocol cities\n\n"
     "The same command goes on with an evaluation that was stopped.",
 )
 def eval_(parser: argparse.ArgumentParser) -> Run:

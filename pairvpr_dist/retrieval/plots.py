@@ -59,7 +59,7 @@ def reliability(probabilities: np.ndarray, right: np.ndarray) -> tuple[np.ndarra
 
 
 def recall_plot(evaluations: list[tuple[str, str, Outcomes, int]]) -> Plot:
-    """Recall@N of evaluations, (label, name of the second ranking, outcomes, candidates per query), by both rankings."""
+    """Recall@N by both rankings of evaluations: (label, name of the second ranking, outcomes, candidates per query)."""
 
     def draw(axes: Any) -> None:
         for colour, (label, second, outcomes, k) in zip(cycle(PALETTE), evaluations, strict=False):

@@ -49,6 +49,8 @@ class ModelConfig:
         _require(self.fused_depths >= 0, "model.fused_depths", self.fused_depths, "must be 0 or more")
         _require((self.city_blocks > 0) == (self.fused_depths > 0) and self.city_blocks >= 0, "model.city_blocks",
                  self.city_blocks, "is above 0 where model.fused_depths is: both are SUP-VPR's")  # fmt: skip
+        _require(self.city_blocks == 0 or self.descriptor_dim % 16 == 0, "model.descriptor_dim", self.descriptor_dim,
+                 "SUP-VPR's has a part for each of 16 cells of an image; it must be a multiple of 16")  # fmt: skip
         for key in ("decoder_dim", "decoder_depth", "decoder_heads", "descriptor_dim", "pair_hidden_dim"):
             _require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
         check_image_size("model.image_size", self.image_size)

@@ -15,20 +15,38 @@ from pairvpr_dist.models.decoder import EPS, CrossAttention
 from pairvpr_dist.models.encoder import EncoderPreset
 
 
+CELLS = 4  # along each side of an image: a descriptor has a part for each of the cells
+
+
 class DepthFusion(nn.Module):
-    """Patch tokens of several depths, normalised, weighted and added (SUP-VPR, eq. 1), pooled to a descriptor."""
+    """Patch tokens of several depths, normalised, weighted and added (SUP-VPR, eq. 1), pooled to a descriptor.
+
+    The mean of each cell of a grid over the image gives an equal part of the numbers, by one linear map for all cells.
+    """
 
     def __init__(self, dim: int, depths: int, descriptor_dim: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=EPS) for _ in range(depths))
         self.weights = nn.Parameter(torch.full((depths,), 1 / depths))
-        self.project = nn.Linear(dim, descriptor_dim)
+        self.project = nn.Linear(dim, descriptor_dim // CELLS**2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, K, N, C), patch tokens of K depths. Returns (B, D), of any length."""
+        """tokens: (B, K, N, C), patch tokens of K depths, N a square. Returns (B, D), of any length."""
         normed = [norm(depth) for norm, depth in zip(self.norms, tokens.unbind(dim=1), strict=True)]
         fused = sum(weight * depth for weight, depth in zip(self.weights, normed, strict=True))
-        return self.project(fused.mean(dim=1))
+        return self.project(cell_means(fused)).flatten(1)
+
+
+def cell_means(dense: Tensor) -> Tensor:
+    """Means (B, 16, C) of patch tokens (B, N, C), N a square, over a grid of cells; cells share a patch between them.
+
+    Adaptive average pooling as a product, since that of torch is not the same twice on a GPU.
+    """
+    side = round(dense.shape[1] ** 0.5)
+    cell, patch = torch.arange(CELLS, device=dense.device)[:, None], torch.arange(side, device=dense.device)
+    inside = ((patch >= cell * side // CELLS) & (patch * CELLS < (cell + 1) * side)).to(dense.dtype)
+    line = inside / inside.sum(dim=1, keepdim=True)
+    return torch.kron(line, line) @ dense
 
 
 class ImageEmbedding(nn.Module):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, softmax
+from torch.nn.functional import adaptive_avg_pool2d, layer_norm, softmax
 
 from pairvpr_dist import PairVPR
 from pairvpr_dist.config import load_config
 from pairvpr_dist.errors import UserError
-from pairvpr_dist.models.city_head import CityAttention, DepthFusion
+from pairvpr_dist.models.city_head import CELLS, CityAttention, DepthFusion, cell_means
 from pairvpr_dist.models.decoder import EPS
 from pairvpr_dist.models.encoder import spaced_depths
 from pairvpr_dist.models.weights import load_pretrained
@@ -47,14 +47,25 @@ def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
 
 
 def test_fusion_is_the_weighted_sum_of_normalised_depths_pooled() -> None:
-    fusion = randomised(DepthFusion(8, 3, 5))
-    tokens = torch.randn(2, 3, 7, 8)
-    by_hand = torch.zeros(2, 8)
+    fusion = randomised(DepthFusion(8, 3, 32))
+    tokens = torch.randn(2, 3, 64, 8)
+    added = torch.zeros(2, 64, 8)
     for k in range(3):
         norm = fusion.norms[k]
-        by_hand += fusion.weights[k] * layer_norm(tokens[:, k], (8,), norm.weight, norm.bias, EPS).mean(dim=1)
-    expected = by_hand @ fusion.project.weight.T + fusion.project.bias
-    torch.testing.assert_close(fusion(tokens), expected)
+        added += fusion.weights[k] * layer_norm(tokens[:, k], (8,), norm.weight, norm.bias, EPS)
+    parts = []
+    for row in range(0, 8, 2):
+        for column in range(0, 8, 2):
+            cell = added.unflatten(1, (8, 8))[:, row : row + 2, column : column + 2].mean(dim=(1, 2))
+            parts.append(cell @ fusion.project.weight.T + fusion.project.bias)
+    torch.testing.assert_close(fusion(tokens), torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 16, 23])
+def test_cells_are_those_of_adaptive_pooling(side: int) -> None:
+    dense = torch.randn(2, side**2, 6)
+    expected = adaptive_avg_pool2d(dense.transpose(1, 2).unflatten(2, (side, side)), CELLS)
+    torch.testing.assert_close(cell_means(dense), expected.flatten(2).transpose(1, 2))
 
 
 def attended(attention: CityAttention, x: Tensor, context: Tensor) -> Tensor:

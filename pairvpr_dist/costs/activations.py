@@ -64,8 +64,8 @@ class _Passes:
 def bytes_of_place(config: TrainingConfig, bf16: bool) -> PlaceBytes:
     """What a place takes with this configuration's checkpointing, compilation and chunks.
 
-    `train.compile=auto` is taken as on a GPU where `bf16`, else as on a CPU. A compiled block keeps what checkpointing
-    says, so compilation changes something only without it.
+    `train.compile=auto` is taken as on a GPU where `bf16`, else as on a CPU. Where blocks are computed again they keep
+    what checkpointing or chunks say, so compilation changes something only without them.
     """
     compiled = compiled_on(config, gpu=bf16) != "none"
     chunks = 1 if isinstance(config, Stage1Config) else config.objective.chunks
@@ -81,7 +81,8 @@ def bytes_of_place(config: TrainingConfig, bf16: bool) -> PlaceBytes:
         bf16=bf16,
     )
     plain = _of_place(passes)
-    kept = _of_place(replace(passes, compiled=True)).kept if compiled and passes.checkpointing == "none" else plain.kept
+    again = passes.checkpointing != "none" or chunks > 1
+    kept = _of_place(replace(passes, compiled=True)).kept if compiled and not again else plain.kept
     return PlaceBytes(kept, plain.working * passes.chunks * _largest_chunk(config, chunks))
 
 
@@ -103,6 +104,8 @@ def _of_place(passes: _Passes) -> PlaceBytes:
 
     depths = preset(model.encoder).depth - model.frozen_blocks, model.city_blocks or model.decoder_depth
     start = _trained_depths(model), 1
+    if passes.compiled:  # a cut counts in the step that makes it: make all that there are
+        slopes((start[0] + 1, start[1] + 1))
     least = slopes(start)
     found = list(least)
     for i, depth in enumerate(depths):

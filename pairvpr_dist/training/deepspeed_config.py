@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pairvpr_dist.costs.compilation import compiled_on
 from pairvpr_dist.costs.zero import BUCKET, SMALL
 from pairvpr_dist.settings import TrainingConfig
 
@@ -19,10 +20,8 @@ def uses_bf16(config: TrainingConfig) -> bool:
 
 
 def compiled_blocks(config: TrainingConfig) -> str:
-    """What `train.compile` comes to: none, blocks or graphs. ZeRO-3's hooks break a compiled block into pieces."""
-    if config.train.compile != "auto":
-        return config.train.compile
-    return "blocks" if torch.cuda.is_available() and config.train.zero_stage < 3 else "none"
+    """What `train.compile` comes to on this machine: none, blocks or graphs."""
+    return compiled_on(config, torch.cuda.is_available())
 
 
 def deepspeed_config(config: TrainingConfig, bf16: bool, world: int) -> dict[str, Any]:

@@ -140,4 +140,4 @@ def test_what_compiled_blocks_keep_is_what_the_partitioner_says() -> None:
         objective(batch(config, places), 0)[0].backward()
     (kept, _), (kept_of_more, _) = (allocated(objective, batch(config, n)) for n in (FEW, MORE))
     measured = (kept_of_more - kept) / (MORE - FEW)
-    compare("bytes of a place, stage1 tiny compiled: kept", bytes_of_place(config, bf16=False).kept, measured, rel=0.1)
+    compare("bytes of a place, stage1 tiny compiled: kept", bytes_of_place(config, bf16=False).kept, measured, rel=0.02)

@@ -32,11 +32,10 @@ RECIPES: dict[str, list[str]] = {
     "SUP-VPR": [*SUPVPR, *WITH_SYNTHETIC],
     "SUP-VPR, random negatives": [*SUPVPR, *WITH_SYNTHETIC, "objective.mining=random"],
     "SUP-VPR, no synthetic places": SUPVPR,
-    "SUP-VPR, neither": [*SUPVPR, "objective.mining=random"],
 }
 CITIES, TEST_PLACES, SYNTHETIC_PLACES, STAGE1_EPOCHS = 4, 40, 240, 100
 SAME = ["train.epochs=100000", "optim.warmup_epochs=0", "train.self_check=false", "train.checkpoint_every=100000",
-        "launch.threads=1"]  # fmt: skip
+        "data.places_per_batch=16", "launch.threads=1"]  # fmt: skip
 LAUNCHER = Path(__file__).parents[1] / "launchers" / "local.py"
 FIGURES = {
     "city": ("city recognised", lambda c: c["accuracy"]["reranked"]),
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="default: %(default)s")
     parser.add_argument("--recipes", default=";".join(RECIPES), metavar="A;B;...", help="default: %(default)s")
     parser.add_argument("--places", type=int, default=100, help="of each city, where the share is 1 (default: 100)")
-    parser.add_argument("--steps", type=int, default=300, help="of stage 2 (default: 300)")
+    parser.add_argument("--steps", type=int, default=200, help="of stage 2 (default: 200)")
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="for stage 2 of every recipe")
     args = parser.parse_args()
     if unknown := set(args.recipes.split(";")) - set(RECIPES):

@@ -14,7 +14,6 @@ from pairvpr_dist.errors import UserError
 from pairvpr_dist.models.decoder import EPS, CrossAttention
 from pairvpr_dist.models.encoder import EncoderPreset
 
-
 CELLS = 4  # along each side of an image: a descriptor has a part for each of the cells
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pairvpr_dist.config import load_config
@@ -162,6 +162,7 @@ def test_weights_are_gathered_one_bucket_ahead() -> None:
 
 
 @settings(max_examples=30)
+@example("all_reduce", 19)
 @given(st.sampled_from(["all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all"]), st.integers(1, 5000))
 def test_messages_take_longer_over_more_machines_and_nothing_alone(kind: str, world: int) -> None:
     def seconds(world: int, size: float = 1e9, gpu: Gpu = H200) -> float:
@@ -171,8 +172,8 @@ def test_messages_take_longer_over_more_machines_and_nothing_alone(kind: str, wo
     if world > 1:
         assert 0 < seconds(world, 1e6) < seconds(world)
         assert seconds(world, gpu=replace(H200, network_rate=1e8)) >= seconds(world)
-    if world > H200.gpus_per_node:
-        assert seconds(world) > seconds(H200.gpus_per_node)
+    if world > H200.gpus_per_node:  # as many GPUs of one machine: fewer of them pass less on
+        assert seconds(world) > seconds(Network(H200, world, 1, 0, 0).local)
 
 
 def test_a_ring_of_two_sends_what_an_all_reduce_must() -> None:

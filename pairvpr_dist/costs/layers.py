@@ -17,6 +17,7 @@ from functools import cache
 
 import torch
 
+from pairvpr_dist.models.city_head import CELLS
 from pairvpr_dist.models.encoder import preset
 from pairvpr_dist.models.pair_vpr import PairVPR
 from pairvpr_dist.settings import PATCH, ModelConfig, Stage1Config, Stage2Config, SupVPRConfig, TrainingConfig
@@ -156,7 +157,9 @@ def _supvpr(config: SupVPRConfig) -> Iterator[Layer]:
     model, images = config.model, config.data.images_per_place
     block = images * encoder_block_flops(model, patches_per_image(model))
     yield from _encoder(model, VIEWS * images * embedding_flops(model), VIEWS * block)
-    yield _trained("city_head.fusion", images * descriptor_head_flops(model))
+    pooled = images * product(CELLS**2, patches_per_image(model) * preset(model.encoder).dim)
+    mapped = images * descriptor_head_flops(model)  # each cell to its part
+    yield Layer("city_head.fusion", 0, True, pooled + mapped, pooled + 2 * mapped, 0.0)
     yield _trained("city_head.embed", images * product(1, preset(model.encoder).dim ** 2))
     for i in range(model.city_blocks):
         attended = city_block_flops(model, 1 + config.objective.negatives)

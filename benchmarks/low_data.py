@@ -15,15 +15,18 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from pairvpr_dist.errors import UserError, exit_on_user_error
 from pairvpr_dist.files import read_json, write_json, write_text
+
+Number = TypeVar("Number", int, float)
 
 SUPVPR = ["objective=supvpr"]
 WITH_SYNTHETIC = ["data.synthetic={synthetic}"]
@@ -65,9 +68,11 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.recipes.split(";")) - set(RECIPES):
         raise UserError(f"--recipes: no {', '.join(sorted(unknown))}; there are {'; '.join(RECIPES)}")
+    shares, seeds = numbers("--shares", args.shares, float), numbers("--seeds", args.seeds, int)
+    if args.places < 1 or not all(0 < share <= 1 for share in shares):
+        raise UserError("--places must be at least 1, and each of --shares above 0 and at most 1")
     args.out.mkdir(parents=True, exist_ok=True)
-    shares, seeds = [float(share) for share in args.shares.split(",")], [int(seed) for seed in args.seeds.split(",")]
-    prepare(args.out, {share: max(1, round(share * args.places)) for share in shares})
+    prepare(args.out, [places_of(share, args.places) for share in shares])
     points = [(recipe, share, seed) for seed in seeds for share in shares for recipe in args.recipes.split(";")]
 
     def run(point: tuple[str, float, int]) -> dict[str, Any]:
@@ -82,14 +87,27 @@ def main() -> None:
     print(table(rows, args.places))
 
 
-def prepare(out: Path, places: dict[float, int]) -> None:
-    """Photographs, shards for each share of the places, and the encoder that all recipes start from."""
+def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """The numbers between commas. Raises `UserError`."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}={text}: write numbers with commas between them") from None
+
+
+def places_of(share: float, places: int) -> int:
+    """How many places of each city a share of all `places` is."""
+    return max(1, round(share * places))
+
+
+def prepare(out: Path, counts: list[int]) -> None:
+    """Photographs and shards for so many places of each city, and the encoder that all recipes start from."""
     from shards.build import main as build
     from shards.synthetic_city import write_format
 
     cores = len(os.sched_getaffinity(0))
-    for share, count in places.items():
-        tree, shards = out / f"cities-{share:g}", out / f"shards-{share:g}"
+    for count in counts:
+        tree, shards = out / f"cities-{count}", out / f"shards-{count}"
         if not tree.exists():
             write_format(tree, "cities", cores, places=count, test_places=TEST_PLACES, cities=CITIES)
         if not shards.exists():
@@ -104,12 +122,13 @@ def prepare(out: Path, places: dict[float, int]) -> None:
 def run_point(args: argparse.Namespace, recipe: str, share: float, seed: int) -> dict[str, Any]:
     """Train and evaluate one recipe; its figures by `FIGURES`."""
     out: Path = args.out
-    run = out / f"{'-'.join(recipe.replace(',', '').split())}-{share:g}-{seed}"
+    count = places_of(share, args.places)
+    run = out / f"{'-'.join(recipe.replace(',', '').split())}-{count}-{seed}"
     own = [change.format(synthetic=out / "synthetic") for change in RECIPES[recipe]]
-    launch("stage2", [f"run={run}", f"data.shards={out / f'shards-{share:g}'}", f"seed={seed}",
+    launch("stage2", [f"run={run}", f"data.shards={out / f'shards-{count}'}", f"seed={seed}",
                       f"init.model={out / 'encoder/stage1/export'}", f"train.max_steps={args.steps}",
                       *SAME, *own, *args.override])  # fmt: skip
-    launch("eval", [f"run={run}", f"eval.model={run / 'stage2/export'}", f"eval.data={out / f'cities-{share:g}/test'}",
+    launch("eval", [f"run={run}", f"eval.model={run / 'stage2/export'}", f"eval.data={out / f'cities-{count}/test'}",
                     "eval.protocol=cities", "launch.threads=1"])  # fmt: skip
     found = read_json(run / "eval" / "results.json", "the results of an evaluation")["cities"]
     return {name: of(found) for name, (_, of) in FIGURES.items()}
@@ -134,7 +153,7 @@ def table(rows: list[dict[str, Any]], places: int) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for share in sorted({row["share"] for row in rows}):
         for recipe in dict.fromkeys(row["recipe"] for row in rows):
-            cells = [f"{share:.0%} ({CITIES} x {max(1, round(share * places))})", recipe]
+            cells = [f"{share:.0%} ({CITIES} x {places_of(share, places)})", recipe]
             for figure in FIGURES:
                 values = of_point(rows, recipe, share, figure)
                 cells.append(f"{mean(values):.1f} ({min(values):.1f}-{max(values):.1f})")
@@ -157,7 +176,7 @@ def draw(rows: list[dict[str, Any]], places: int, file: Path) -> None:
             for share, each in zip(shares, values, strict=True):
                 axes.plot([share] * len(each), each, ".", color=colour, alpha=0.5)
         axes.set_xscale("log")
-        axes.set_xticks(shares, [f"{share:.0%}\n{CITIES} x {max(1, round(share * places))}" for share in shares])
+        axes.set_xticks(shares, [f"{share:.0%}\n{CITIES} x {places_of(share, places)}" for share in shares])
         axes.minorticks_off()
         axes.set_title(FIGURES[name][0])
         axes.set_ylabel("% of queries")

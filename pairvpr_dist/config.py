@@ -52,6 +52,8 @@ def load_config(stage: str, size: str, overrides: Sequence[str] = ()) -> Any:
     named = {"stage": stage, "size": size} | ({"recipe": recipe} if recipe else {})
     config = merge(config, OmegaConf.create(named), "stage and size")
     for override in overrides:
+        if override.partition("=")[0] == "recipe":
+            raise UserError(f"{override}: a recipe is named by objective=NAME, as objective=supvpr")
         config = merge(config, parse_override(override, cls), override)
     return to_dataclass(config, stage)
 

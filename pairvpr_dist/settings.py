@@ -199,7 +199,8 @@ class CityRecognitionConfig:
     def __post_init__(self) -> None:
         for key in ("temperature", "negatives", "chunks"):
             _require(getattr(self, key) > 0, f"objective.{key}", getattr(self, key), "must be positive")
-        _require(self.city_loss_weight >= 0, "objective.city_loss_weight", self.city_loss_weight, "must be 0 or more")
+        _require(0 <= self.city_loss_weight < math.inf, "objective.city_loss_weight", self.city_loss_weight,
+                 "must be 0 or more")  # fmt: skip
         _require(self.mining in MINING, "objective.mining", self.mining, f"must be one of {', '.join(MINING)}")
 
 
@@ -402,8 +403,9 @@ class Stage2Config(RunConfig):
     recipe: str | None = None  # what `objective=NAME` named, a file of configs/stage2; none: Pair-VPR
 
     def __post_init__(self) -> None:
-        _require((self.model.city_blocks > 0) == isinstance(self, SupVPRConfig), "model.city_blocks",
-                 self.model.city_blocks, "is of objective=supvpr, and of nothing else")  # fmt: skip
+        supvpr = isinstance(self, SupVPRConfig)
+        remedy = "objective=supvpr needs some" if supvpr else "is of objective=supvpr, and of nothing else"
+        _require((self.model.city_blocks > 0) == supvpr, "model.city_blocks", self.model.city_blocks, remedy)
         _require(self.train.accumulate == 1, "train.accumulate", self.train.accumulate,
                  "stage 2 mines the whole batch at once; objective.chunks saves its memory")  # fmt: skip
         _require(self.objective.chunks == 1 or self.train.checkpointing == "none", "train.checkpointing",
@@ -421,9 +423,12 @@ class SupVPRConfig(Stage2Config):
         _require(not self.data.single_city, "data.single_city", self.data.single_city,
                  "SUP-VPR tells cities apart, and needs several in a batch; set it to false")  # fmt: skip
         augment = self.data.augment
-        plain = augment.crop_area == [1.0, 1.0] and augment.rand_augment_ops == 0
-        _require(plain, "data.augment", "...", "SUP-VPR's cities are learnt from images as they are: leave crop_area "
-                 "at [1, 1] and rand_augment_ops at 0; colour_jitter and blur are the descriptor's alone")  # fmt: skip
+        plain = augment.crop_area == [1.0, 1.0] and augment.rand_augment_ops == 0 and not augment.copies
+        remedy = (
+            "SUP-VPR's cities are learnt from images as they are: leave crop_area at [1, 1], rand_augment_ops at 0 and "
+            "copies off; colour_jitter and blur are the descriptor's alone"
+        )
+        _require(plain, "data.augment", augment, remedy)
 
 
 @dataclass

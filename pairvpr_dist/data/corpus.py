@@ -96,8 +96,8 @@ class Corpus:
             first = int(np.argmin(cities))
             raise UserError(
                 f"{self.locate(first)[0].folder}: {(cities < 0).sum():,} places have no city (one is "
-                f"{self._name_of_row(first)}); build {key} from a form with cities, as gsv-cities, or give them as "
-                "data.synthetic"
+                f"{self._name_of_row(first)}); build {key} with cities (gsv-cities, or folder with --city), or give "
+                "them as data.synthetic"
             )
         if len(np.unique(cities)) < 2:
             raise UserError(f"{key}: all places lie in one city; SUP-VPR tells cities apart and needs two at least")
@@ -156,8 +156,13 @@ class Corpus:
     def _weigh(self, share: float) -> None:
         """Weights of the synthetic sets, of which `share` of an epoch's places comes, alike for all of them."""
         places, weights = np.diff(self._first_row), self.table.weights
+        if not places[self._real :].all():
+            empty = self.sets[self._real + int(np.argmin(places[self._real :]))].folder
+            raise UserError(
+                f"data.synthetic={empty}: no place has enough images; lower data.min_images_per_place or take others"
+            )
         drawn = sum(drawn_of(int(n), float(w)) for n, w in zip(places[: self._real], weights, strict=False))
-        weights[self._real :] = share / (1 - share) * drawn / max(1, places[self._real :].sum())
+        weights[self._real :] = share / (1 - share) * drawn / places[self._real :].sum()
 
     def _shorten(self, places: int) -> None:
         """Cut the columns to the places that are in; pages of them that were never touched cost nothing."""
@@ -183,15 +188,23 @@ class Corpus:
         for number, (one, weight) in enumerate(zip(self.sets, self.table.weights.tolist(), strict=True)):
             rows = self._rows(number)
             places = rows.stop - rows.start
-            if weight > MAX_WEIGHT or (places and drawn_of(places, weight) == 0):
+            too_few = places and drawn_of(places, weight) == 0
+            if number >= self._real and (weight > MAX_WEIGHT or too_few):
+                told = "none" if too_few else f"more than {MAX_WEIGHT} times each"
+                raise UserError(f"data.synthetic_share: of the {places} places of {one.folder} {told} would come in an "
+                                f"epoch; {'raise' if too_few else 'lower'} it")  # fmt: skip
+            if weight > MAX_WEIGHT or too_few:
                 least = f"{1 / places:.6g} (one of its {places} places)" if places else "0"
                 raise UserError(f"data.weights={weight:g} for {one.folder}: must lie between {least} and {MAX_WEIGHT}")
 
 
 def _numbers_by_name(cities: dict[tuple[str, str | None], int]) -> np.ndarray:
-    """For each number of a (data set, city) the city's number by its name alone, -1 where it has none: int64."""
+    """For each number of a (data set, city) the city's number by its name alone, -1 where it has none: int64.
+
+    Capital letters do not count: data sets write names differently.
+    """
     names: dict[str, int] = {}
-    return np.array([-1 if name is None else names.setdefault(name, len(names)) for _, name in cities], np.int64)
+    return np.array([-1 if n is None else names.setdefault(n.casefold(), len(names)) for _, n in cities], np.int64)
 
 
 def _labels(sets: Sequence[ShardSet]) -> tuple[list[str], list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,22 +100,20 @@ def absent_heads(state: dict[str, Tensor]) -> list[str]:
     return list(absent) if absent in RELEASED_WITHOUT else []
 
 
-def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> None:
+def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path, fresh: Sequence[str] = ()) -> None:
     """Load a whole model strictly.
 
-    Heads that a released stage-1 file lacks start from scratch, and it is said; an export folder has them all, but for
-    SUP-VPR's, which starts from a stage-1 model's encoder.
+    Heads that a released stage-1 file lacks start from scratch, and it is said, as do those named in `fresh`; an export
+    folder has them all.
     """
     own = model.state_dict()
     state = dict(state)
-    fresh = [] if where.is_dir() else absent_heads(state)
-    if model.config.city_blocks and not any(key.startswith(CITY_HEAD) for key in state):
-        fresh = [CITY_HEAD]
+    fresh = fresh or ([] if where.is_dir() else absent_heads(state))
     for key in own:
         if key.startswith(tuple(fresh)) and fresh:
             state[key] = own[key]
     if fresh:
-        kind = "a Pair-VPR model" if fresh == [CITY_HEAD] else "a stage-1 file"
+        kind = "a Pair-VPR model" if CITY_HEAD in fresh else "a stage-1 file"
         log.warning("%s has no %s: %s; that starts from scratch", where, ", ".join(h.strip(".") for h in fresh), kind)
     grid = model.config.image_size // PATCH
     table = state.get("decoder.pos_embed")
@@ -123,13 +122,16 @@ def load_model_state(model: PairVPR, state: dict[str, Tensor], where: Path) -> N
     _load_strictly(model, state, where)
 
 
-def check_same_architecture(config: ModelConfig, path: Path) -> dict[str, Tensor]:
-    """The state of an export or released file, once its architecture agrees with `config`; `UserError` if not."""
+def check_same_architecture(config: ModelConfig, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of an export or released file, once its architecture agrees with `config`; `UserError` if not.
+
+    Beside it the heads that such a file does not have, and that start from scratch.
+    """
     theirs, state = read_model_file(path)
-    keys = SHAPE_KEYS
+    keys, fresh = SHAPE_KEYS, []
     if config.city_blocks and not theirs.city_blocks:  # SUP-VPR takes Pair-VPR's encoder and begins its own head
         state = {key: value for key, value in state.items() if key.startswith("encoder.")}
-        keys = SHAPE_KEYS[:1]
+        keys, fresh = SHAPE_KEYS[:1], [CITY_HEAD]
     # A released stage-1 file without heads says nothing of their widths.
     elif not config.city_blocks and "descriptor_head.weight" not in state:
         keys = SHAPE_KEYS[:-2]
@@ -140,12 +142,13 @@ def check_same_architecture(config: ModelConfig, path: Path) -> dict[str, Tensor
     ]
     if differing:
         raise UserError(f"{path}: a model of another architecture: {'; '.join(differing)}")
-    return state
+    return state, fresh
 
 
 def load_pretrained(model: PairVPR, path: Path) -> None:
     """Start `model` from an export or released file of the same architecture, at any image size."""
-    load_model_state(model, check_same_architecture(model.config, path), path)
+    state, fresh = check_same_architecture(model.config, path)
+    load_model_state(model, state, path, fresh)
 
 
 def load_encoder(model: PairVPR, path: Path) -> None:

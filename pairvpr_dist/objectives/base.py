@@ -49,14 +49,22 @@ class Objective(nn.Module, ABC):
         """A picture (3, H, W) uint8 for people of what the model makes of the batch, where there is one to show."""
         return None
 
-    def loss_per_dataset(self, losses: Tensor, datasets: Tensor, name: str = "loss") -> Metrics:
-        """Mean of `losses` (P,) for every data set, by its index (P,), as `name/data set`; empty with a single one."""
+    def loss_per_dataset(
+        self, losses: Tensor, datasets: Tensor, name: str = "loss", counted: Tensor | None = None
+    ) -> Metrics:
+        """Mean of `losses` (P,) for every data set, by its index (P,), as `name/data set`; empty with a single one.
+
+        counted: (P,) bool, those that count; none: all.
+        """
         if len(self.datasets) < 2:
             return {}
-        ones = torch.ones_like(losses, dtype=torch.float32)
+        kept = losses.detach().float()
+        ones = torch.ones_like(kept)
+        if counted is not None:
+            kept, ones = (values.masked_fill(~counted, 0.0) for values in (kept, ones))
         sums, counts = (
             torch.zeros(len(self.datasets), device=losses.device).index_add_(0, datasets, values)
-            for values in (losses.detach().float(), ones)  # bincount would wait for the device
+            for values in (kept, ones)  # bincount would wait for the device
         )
         return {f"{name}/{dataset}": sums[i] / counts[i] for i, dataset in enumerate(self.datasets)}
 

@@ -71,7 +71,7 @@ class CityRecognition(Objective):
         """Both losses over the global batch; see `Objective`. That between cities is also told for each data set."""
         loss, metrics, city_losses, known = self._losses(batch)
         datasets = batch.datasets.repeat_interleave(batch.images.shape[1])
-        return loss, metrics | self.loss_per_dataset(city_losses[known], datasets[known], "loss/city")
+        return loss, metrics | self.loss_per_dataset(city_losses, datasets, "loss/city", known)
 
     @torch.no_grad()
     def validate(self, batch: Batch, step: int) -> Metrics:

@@ -75,7 +75,7 @@ class PlaceRecognition(Objective):
         """
         loss, metrics, pair_losses, complete = self._losses(batch, step)
         datasets = batch.datasets.repeat_interleave(batch.images.shape[1])
-        return loss, metrics | self.loss_per_dataset(pair_losses[complete], datasets[complete], "loss/pair")
+        return loss, metrics | self.loss_per_dataset(pair_losses, datasets, "loss/pair", complete)
 
     @torch.no_grad()
     def validate(self, batch: Batch, step: int) -> Metrics:

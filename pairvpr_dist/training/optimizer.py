@@ -44,7 +44,8 @@ def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
 
 def parameter_groups(model: PairVPR, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of the parameters that are trained, in a stable order."""
-    encoder_depth, decoder_depth = preset(model.config.encoder).depth, model.config.decoder_depth
+    encoder_depth = preset(model.config.encoder).depth
+    decoder_depth = 0 if model.config.city_blocks else model.config.decoder_depth  # SUP-VPR has no decoder
     top = encoder_depth + decoder_depth + 1
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

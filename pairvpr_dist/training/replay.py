@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "replays"
 FILE = "replay.json"
-FORMAT = "pairvpr-replay/1"
+FORMAT = "pairvpr-replay/2"  # 2: batches know cities
 SHOWN_PLACES = 5
 REPLAYS = 3  # of one run; each holds the whole model
 

@@ -57,7 +57,8 @@ def tell_start(config: TrainingConfig, latest: Path | None) -> None:
     if latest is not None:
         log.info("going on from %s", latest)
     elif config.init.model is None:
-        what = "decoder starts" if config.init.encoder else "encoder and the decoder start"
+        head = "head" if config.model.city_blocks else "decoder"
+        what = f"{head} starts" if config.init.encoder else f"encoder and the {head} start"
         log.warning("the %s from scratch: no init.model, init.encoder=%s", what, config.init.encoder)
 
 

@@ -46,10 +46,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_unknown_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
-    ended = run("--out", str(tmp_path / "out"), "--recipes", "SUP")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--recipes", "SUP"], "--recipes: no SUP; there are Pair-VPR; SUP-VPR"),
+        (["--shares", "abc"], "--shares=abc: write numbers"),
+        (["--shares", "2"], "each of --shares above 0 and at most 1"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(given: list[str], told: str, tmp_path: Path) -> None:
+    ended = run("--out", str(tmp_path / "out"), *given)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "--recipes: no SUP; there are Pair-VPR; SUP-VPR" in ended.stderr
+    assert told in ended.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -47,7 +47,7 @@ def test_a_city_belongs_to_its_data_set_and_may_spread_over_shard_sets(build_sha
 
 
 def test_cities_are_known_by_name_over_all_sets_and_synthetic_ones_are_none(build_shards: BuildShards) -> None:
-    sets = [[("a", "Lund"), ("a", "Oslo")], [("b", "Lund")], [("world", "Lund")]]
+    sets = [[("a", "Lund"), ("a", "Oslo")], [("b", "LUND")], [("world", "Lund")]]
     folders = [
         build_shards([photo_place(10 * number + i, 2, *place) for i, place in enumerate(places)])
         for number, places in enumerate(sets)
@@ -68,7 +68,7 @@ def test_shards_without_cities_are_refused_in_one_line(build_shards: BuildShards
         Corpus([towns, nowhere], min_images=2).require_cities("data.shards")
     text = str(refused.value)
     assert f"{nowhere}: 3 places have no city" in text
-    assert "build data.shards from a form with cities" in text
+    assert "build data.shards with cities (gsv-cities, or folder with --city)" in text
     assert "\n" not in text
     Corpus([towns, nowhere], min_images=2, synthetic=Synthetic(1, 0.5)).require_cities("data.shards")
     one = build_shards([photo_place(20 + i, 2, "c", "Lund") for i in range(2)])
@@ -91,6 +91,14 @@ def test_synthetic_sets_have_their_share_of_an_epoch(
         drawn = draw(corpus.table, 0, epoch, single_city=False).rows
         synthetic = (corpus.table.shard_set[drawn] >= 2).sum()
         assert abs(synthetic - share / (1 - share) * (len(drawn) - synthetic)) <= 2
+
+
+def test_synthetic_sets_of_which_nothing_would_come_are_refused(build_shards: BuildShards) -> None:
+    real, few = (build_shards([photo_place(100 * k + i, 2 + k, f"s{k}", "Lund") for i in range(8)]) for k in (1, 0))
+    for views, share, told in ((3, 0.5, "data.synthetic=.*data.min_images_per_place"), (2, 0.01, "raise it"),
+                               (2, 0.9999, "lower it")):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            Corpus([real, few], min_images=views, synthetic=Synthetic(1, share))
 
 
 def test_places_count_their_photographs_or_their_panoramas(build_shards: BuildShards) -> None:

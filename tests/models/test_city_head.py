@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, layer_norm, softmax
 
@@ -144,6 +145,16 @@ def test_it_starts_from_the_encoder_of_a_pair_vpr_model(tmp_path: Path, caplog: 
         assert torch.equal(parameter, stage1.encoder.state_dict()[name]), name
     assert torch.equal(ours.city_head.fusion.project.weight, before)
     assert "no city_head: a Pair-VPR model; that starts from scratch" in caplog.text
+
+
+def test_an_export_without_its_head_is_refused(supvpr: PairVPR, tmp_path: Path) -> None:
+    supvpr.save_pretrained(tmp_path / "export")
+    state = {name: p for name, p in supvpr.state_dict().items() if not name.startswith("city_head.")}
+    save_file(state, tmp_path / "export" / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing: city_head\.fusion\.weights"):
+        PairVPR.from_pretrained(tmp_path / "export")
+    with pytest.raises(UserError, match=r"missing: city_head\.fusion\.weights"):
+        load_pretrained(PairVPR(supvpr.config), tmp_path / "export")
 
 
 def refuse_other_encoder(folder: Path) -> str:

@@ -115,3 +115,10 @@ def test_rates_of_a_step_reach_every_group(model: PairVPR) -> None:
         assert group["lr"] == schedule.lr_at(30_000) * group["lr_scale"] > 0
         assert group["weight_decay"] == schedule.weight_decay_at(30_000) * group["wd_scale"]
         assert group["betas"] == (0.9, 0.999)
+
+
+def test_the_head_of_supvpr_stands_right_above_the_encoder() -> None:
+    given = ["objective=supvpr", "data.shards=none", "optim.layer_decay=0.5"]
+    config = load_config("stage2", "tiny", given)
+    scales = {group["lr_scale"] for group in parameter_groups(PairVPR(config.model), config.optim)}
+    assert scales == {1.0, 0.5, 0.25, 0.125, 0.0625}  # head, three blocks, embeddings

@@ -12,6 +12,7 @@ from small_runs import log_of, run_program, small_config, weights_of
 
 from pairvpr_dist import PairVPR
 
+pytestmark = pytest.mark.timeout(900)  # many runs in one fixture; some minutes on a busy machine
 METRICS = {"stage1": ["loss", "grad_norm"], "stage2": ["loss", "loss/descriptor", "loss/pair", "grad_norm"]}
 WHOLE = 5e-3  # share of a tensor's whole movement: Adam's first updates blow up rounding of gradients near 0
 

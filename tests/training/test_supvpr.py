@@ -19,6 +19,7 @@ from pairvpr_dist.training.run_folder import check
 from shards.build import main as build
 from shards.synthetic_city import write_format
 
+pytestmark = pytest.mark.timeout(900)  # many runs in one fixture; some minutes on a busy machine
 METRICS = ["loss", "loss/descriptor", "loss/city", "city_accuracy", "grad_norm"]
 WHOLE = 5e-3  # share of a tensor's whole movement: Adam's first updates blow up rounding of gradients near 0
 STOP = 3

@@ -23,7 +23,6 @@ from pairvpr_dist.retrieval.results import RESULTS, read_results
 
 RESAMPLES = 10_000
 COVERED = (2.5, 97.5)  # percentiles that an interval reaches from and to
-RANKINGS = {"descriptor": "descriptor", "reranked": "re-ranked"}  # field of Outcomes -> words
 SETTINGS = ("protocol", "top_k", "patience", "image_size", "precision", "index")  # told where they differ
 CHANGE_COLUMNS = (
     "ground_truth", "query", "before", "after", "change",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pairvpr_dist.retrieval.compare import (
-    RANKINGS,
     Change,
     Estimate,
     Measured,
@@ -14,11 +15,11 @@ from pairvpr_dist.retrieval.compare import (
     recall,
 )
 from pairvpr_dist.retrieval.outcomes import KINDS, NOWHERE
-from pairvpr_dist.retrieval.results import cautions, counting_rule
+from pairvpr_dist.retrieval.results import cautions, counting_rule, second_ranking
 
 KIND_WORDS = {
-    "won": "won by re-ranking: wrong by descriptor, right re-ranked",
-    "lost": "lost by re-ranking: right by descriptor, wrong re-ranked",
+    "won": "won: wrong by descriptor, right {second}",
+    "lost": "lost: right by descriptor, wrong {second}",
     "right": "right both times",
     "missed": "wrong both times, with a positive among the candidates",
     "unreachable": "unreachable: no positive among the candidates",
@@ -42,6 +43,18 @@ def as_text(measured: list[Measured], shown: int) -> str:
     return "\n".join(lines)
 
 
+def second_order(measured: list[Measured]) -> str:
+    """What the second of the two rankings is called, for several evaluations at once."""
+    words = {second_ranking(one.results) for one in measured}
+    return words.pop() if len(words) == 1 else "in the second order"
+
+
+RANKINGS: dict[str, Callable[[list[Measured]], str]] = {  # field of Outcomes -> words
+    "descriptor": lambda measured: "descriptor",
+    "reranked": second_order,
+}
+
+
 def _recall_table(measured: list[Measured], name: str) -> list[str]:
     """Recall of each evaluation, then each one's difference to the first, with intervals."""
     at = ranks_shown([one.results for one in measured])
@@ -52,11 +65,11 @@ def _recall_table(measured: list[Measured], name: str) -> list[str]:
     for field, words in RANKINGS.items():
         for one in measured:
             ranks = getattr(kept[one.letter], field)
-            rows.append((f"{one.letter} {words}", [_share(recall(ranks, n)) for n in at]))
+            rows.append((f"{one.letter} {words([one])}", [_share(recall(ranks, n)) for n in at]))
         for other in measured[1:]:
             before, after = (getattr(kept[letter], field) for letter in (first.letter, other.letter))
             told = [_difference(difference(before, after, n)) for n in at]
-            rows.append((f"{other.letter} - {first.letter} {words}", told))
+            rows.append((f"{other.letter} - {first.letter} {words([first, other])}", told))
     labels, width = max(len(label) for label, _ in rows), max(len(cell) for _, cells in rows for cell in cells)
     head = " " * (labels + 2) + "  ".join(f"{f'R@{n}':<{width}}" for n in at).rstrip()
     title = f"{name}: {counting_rule(figure, first.results['queries'])}; per cent [95 % interval over queries]"
@@ -67,11 +80,12 @@ def _recall_table(measured: list[Measured], name: str) -> list[str]:
 
 def _kinds_table(measured: list[Measured], name: str) -> list[str]:
     """How many queries are of each kind."""
-    width = max(len(words) for words in KIND_WORDS.values())
+    kinds = {kind: words.format(second=second_order(measured)) for kind, words in KIND_WORDS.items()}
+    width = max(len(words) for words in kinds.values())
     rows = [f"{'queries by their first answers':<{width}}" + "".join(f"{one.letter:>8}" for one in measured)]
     for kind in KINDS:
         counts = "".join(f"{int(one.outcomes[name].kinds[kind].sum()):>8,}" for one in measured)
-        rows.append(f"{KIND_WORDS[kind]:<{width}}{counts}")
+        rows.append(f"{kinds[kind]:<{width}}{counts}")
     return rows
 
 
@@ -81,7 +95,9 @@ def _changed(before: Measured, after: Measured, shown: int) -> list[str]:
     found = [change for change in changes(before, after) if change.ground_truth == primary]
     by_kind = {kind: [change for change in found if change.change == kind] for kind in ("won", "lost")}
     told = ", ".join(f"{len(of_kind):,} {kind}" for kind, of_kind in by_kind.items())
-    lines = [f"from {before.letter} to {after.letter}, first answers re-ranked by {primary}: {told}"]
+    lines = [
+        f"from {before.letter} to {after.letter}, first answers {second_order([before, after])} by {primary}: {told}"
+    ]
     for kind, of_kind in by_kind.items():
         lines += [f"  {kind:<4}  {_moved(change, before, after)}" for change in of_kind[:shown]]
         if len(of_kind) > shown:

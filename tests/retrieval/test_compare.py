@@ -45,13 +45,14 @@ def rankings(seed: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.take_along_axis(rows, np.argsort(draws.random(rows.shape) - 0.3 * liked, axis=1), axis=1)
 
 
-def write_evaluation(folder: Path, seed: int, k: int = 20, split: str = PROTOCOL.digest) -> Path:
+def write_evaluation(folder: Path, seed: int, k: int = 20, split: str = PROTOCOL.digest, city_blocks: int = 0) -> Path:
     rows, reranked = rankings(seed, k)
     folder.mkdir(parents=True)
     results = {
         "format": FORMAT, "protocol": "folder", "split": split, "queries": QUERIES, "database": DATABASE, "top_k": k,
         "patience": None, "image_size": 70, "precision": "fp32", "index": "flat", "deviation": None,
-        "model": {"path": str(folder / "model"), "sha256": f"{seed:064}"}, "config": {"recall_at": [1, 5, k]},
+        "model": {"path": str(folder / "model"), "sha256": f"{seed:064}", "city_blocks": city_blocks},
+        "config": {"recall_at": [1, 5, k]},
         "ground_truths": {"near": figures(rows, reranked, POSITIVES, [1, 5, k], count_all=False)},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
@@ -70,6 +71,17 @@ def test_intervals_are_those_of_resampled_queries() -> None:
             (100 * slow.confidence_interval.low, 100 * slow.confidence_interval.high), abs=0.51
         )
     assert estimate(before <= 1) == estimate(before <= 1)
+
+
+def test_the_second_order_is_named_for_what_it_is(tmp_path: Path) -> None:
+    pairs, *cities = (write_evaluation(tmp_path / str(i), i, city_blocks=12 * (i > 0)) for i in range(3))
+    both = as_text(read_all(cities), shown=1)
+    assert "re-rank" not in both
+    for told in ("A city first", "B - A city first", "right by descriptor, wrong city first", "answers city first by"):
+        assert told in both
+    mixed = as_text(read_all([pairs, cities[0]]), shown=1)
+    for told in ("A re-ranked", "B city first", "B - A in the second order", "answers in the second order by near"):
+        assert told in mixed
 
 
 def test_differences_are_paired() -> None:

@@ -190,7 +190,7 @@ def _draw_law(axes: Any, fitted: FittedLaw, compute: Sequence[float]) -> None:
         axes.fill_between(at, *fitted.band(at), color=GREY, alpha=0.2, lw=0)
         sure = f"{low:.3f} to {high:.3f}, 90 per cent of draws"
     axes.plot(at, fitted.law(at), color="black", lw=1.2, ls="--")
-    axes.set_title(f"dashed: L ∝ C$^{{-b}}$, b = {fitted.law.b:.3f} ({sure}), of the points that none beats")
+    axes.set_title(f"dashed: L ∝ C$^{{-b}}$, b = {fitted.law.b:.3f} ({sure}), of points that none beats", fontsize=10)
 
 
 def _bars(drawn: Drawn, draw: Callable[[Any, float, Row, str], None], what: str) -> Any:

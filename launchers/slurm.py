@@ -66,7 +66,9 @@ def submit_or_describe(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
 
     from launchers.planning import Request, make_plan, sweep_values
+    from launchers.processes import choose_accelerator
 
+    choose_accelerator()  # before anything loads DeepSpeed, which would warn into what is printed
     request = Request(
         args.stage, args.size, tuple(args.override), args.cluster, tuple(map(sweep_values, args.array)),
         ("python", "launchers/slurm.py", *argv),
